@@ -1,0 +1,53 @@
+# Every target sets up what it needs first; set-up is over in a moment once it has been done.
+#   PYTHON=python3.12   the interpreter .venv is made with
+#   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
+#   RECORDING=... LIMIT=n   what `make airline` replays
+#   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
+
+PYTHON ?= python3
+TESTS ?=
+# gVisor tests use about a core each, so two at a time; one file stays in one process. A narrowed run stays in this one.
+WORKERS ?= $(if $(TESTS),0,2)
+LOCKSTEP_DATA ?= ../shared/data
+RECORDING ?= $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
+LIMIT ?=
+UPGRADE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench airline relock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## .venv with what running needs, and runsc and bubblewrap where they are missing
+	@$(PYTHON) scripts/setup.py
+
+demo:  ## the travel example from a request to a booking, offline, in sandboxes
+	@$(PYTHON) scripts/setup.py
+	@.venv/bin/python scripts/demo.py
+
+test:  ## the tests; TESTS=tests/unit narrows
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+check:  ## format, lint and types
+	@$(PYTHON) scripts/setup.py --dev --no-system
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench:  ## speed and memory, side by side with the peers
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python bench/run.py
+
+airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
+	@$(PYTHON) scripts/setup.py --dev
+	@.venv/bin/python examples/airline/replay.py --recording "$(RECORDING)" $(if $(LIMIT),--limit $(LIMIT))
+
+relock:  ## requirements/*.lock again from pyproject.toml; UPGRADE=1 for newer versions
+	@$(PYTHON) scripts/setup.py --dev --no-system
+	@.venv/bin/python scripts/relock.py $(if $(UPGRADE),--upgrade)
+
+clean:  ## remove what make created; the records in .lockstep stay
+	rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache dist build
+	find src tests examples scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +
