@@ -1,0 +1,82 @@
+"""Errors: what should not happen. What may happen in normal operation (denied, failed, budget spent) is a value.
+
+LockstepError            code, sentence, remedy; exit_code for the command line
+├── ConfigError          agent.toml, prompt, policy or tool module is wrong
+├── LockError            agent.lock is missing, unreadable or differs from the disk
+├── StoreError           the journal cannot be opened, read or written
+│   ├── StoreBusy        another process holds it
+│   ├── StoreFull        no space left; nothing of the failed append was kept
+│   ├── JournalCorrupt   the hash chain or a body does not hold
+│   └── FenceConflict    somebody else already wrote this event of the run
+├── RunError             no such run, wrong state for what was asked
+├── ModelError           the model cannot be had: name, key, provider, recording
+│   └── RecordingMismatch   the conversation left the recording
+├── SandboxUnavailable   no backend of the required tier; never shown to the model as tool output
+└── PermitError          a permit is missing, spent, expired or for another call; nothing ran
+"""
+
+from __future__ import annotations
+
+
+class LockstepError(Exception):
+    """An error with a stable `code`, one sentence of what is wrong and one of what to do."""
+
+    code = "error"
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class ConfigError(LockstepError):
+    code = "config"
+
+
+class LockError(LockstepError):
+    code = "lock"
+
+
+class StoreError(LockstepError):
+    code = "store"
+
+
+class StoreBusy(StoreError):
+    code = "store_busy"
+
+
+class StoreFull(StoreError):
+    code = "store_full"
+
+
+class JournalCorrupt(StoreError):
+    code = "journal_corrupt"
+
+
+class FenceConflict(StoreError):
+    code = "fence_conflict"
+
+
+class RunError(LockstepError):
+    code = "run"
+
+
+class ModelError(LockstepError):
+    code = "model"
+
+
+class RecordingMismatch(ModelError):
+    code = "recording_mismatch"
+
+
+class SandboxUnavailable(LockstepError):
+    code = "sandbox_unavailable"
+
+
+class PermitError(LockstepError):
+    code = "permit"
+    exit_code = 1

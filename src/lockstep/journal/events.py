@@ -1,0 +1,305 @@
+"""Event types: the vocabulary of a run. A run is the list of these; everything else is a reading of the list.
+
+Each event is a frozen value of JSON-friendly fields. Fields named in `BODIES` may be large: storage keeps them as blobs
+by digest. Adding an optional field is compatible; anything else needs a new event type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from lockstep.values import Digest, RunId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """The root of the chain: which locked agent, for whom, in which session, asked what."""
+
+    TYPE: ClassVar[str] = "run.started"
+    BODIES: ClassVar[tuple[str, ...]] = ("input", "lock_text")
+
+    agent: str
+    lock: Digest
+    lock_text: str
+    """The lock as it was, whole, so that the record stands on its own."""
+    directory: str
+    principal: str
+    session: str
+    input: str
+    previous: tuple[RunId, ...] = ()
+    """Earlier runs of the session whose interactions are in the prompt, oldest first."""
+    unlocked: bool = False
+    drift: tuple[str, ...] = ()
+    """With `unlocked`: the parts that differed from agent.lock."""
+    model: str = ""
+    """A model given for this run in place of the lock's; also makes the run unlocked."""
+    approve: str = "ask"
+    """What answers approvals: `ask`, `all` or `none`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextBuilt:
+    """The prompt of one inference, by digest. It drew on `run.started` and on every earlier event of the run."""
+
+    TYPE: ClassVar[str] = "context.built"
+
+    step: int
+    digest: Digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A call as the model asked for it; `arguments` is its raw text."""
+
+    id: str
+    """Ours: `step.position`. Providers' ids are reused by models."""
+    provider_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReplied:
+    """Text and calls, never reasoning. `cost_usd` None is unknown, not zero."""
+
+    TYPE: ClassVar[str] = "model.replied"
+    BODIES: ClassVar[tuple[str, ...]] = ("text",)
+
+    step: int
+    text: str = ""
+    calls: tuple[Asked, ...] = ()
+    model: str = ""
+    provider: str = ""
+    finish_reason: str = ""
+    latency_ms: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: str | None = None
+    price_book: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFailed:
+    """One attempt that brought no reply."""
+
+    TYPE: ClassVar[str] = "model.failed"
+
+    step: int
+    attempt: int
+    kind: str
+    message: str
+    transient: bool
+    status: int | None = None
+    retry_after_s: float | None = None
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallJudged:
+    """The gate's verdict on one call: `allow`, `deny`, `ask`, or `invalid` (`error_type` says how)."""
+
+    TYPE: ClassVar[str] = "call.judged"
+    BODIES: ClassVar[tuple[str, ...]] = ("note",)
+
+    call: str
+    verdict: str
+    digest: Digest | None = None
+    effect: str = ""
+    policies: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    error_type: str = ""
+    """`tool_hallucinated`, `tool_args_malformed`, `policy_denied`, `pin_mismatch` or empty."""
+    note: str = ""
+    """What the model is told when the call does not run."""
+    question: str = ""
+    dedupe_key: str = ""
+    """Of tools with `dedupe_on`: the digest of those fields."""
+    duplicate_of: str = ""
+    """Run and call whose receipt answers this one (same `dedupe_on` fields in the session)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApprovalAsked:
+    """A person is asked about exactly this call."""
+
+    TYPE: ClassVar[str] = "approval.asked"
+
+    call: str
+    approval: str
+    digest: Digest
+    question: str
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApprovalGiven:
+    TYPE: ClassVar[str] = "approval.given"
+
+    call: str
+    approval: str
+    digest: Digest
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApprovalRefused:
+    TYPE: ClassVar[str] = "approval.refused"
+
+    call: str
+    approval: str
+    digest: Digest
+    by: str
+    because: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectIntended:
+    """Durable before a call that does something outside is let go."""
+
+    TYPE: ClassVar[str] = "effect.intended"
+
+    call: str
+    permit: str
+    digest: Digest
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectSettled:
+    """The outcome of a call that ran. `outcome` is `ok` or an error type; `text` is what the model is told."""
+
+    TYPE: ClassVar[str] = "effect.settled"
+    BODIES: ClassVar[tuple[str, ...]] = ("text", "detail")
+
+    call: str
+    outcome: str
+    text: str
+    detail: str = ""
+    """For the operator only: traceback, stderr."""
+    tier: str = ""
+    queue_ms: float = 0.0
+    start_ms: float = 0.0
+    run_ms: float = 0.0
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    fee_usd: str | None = None
+    egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectDoubted:
+    """The intent is recorded, the outcome is not known. Never repeated; a person or a probe settles it."""
+
+    TYPE: ClassVar[str] = "effect.doubted"
+    BODIES: ClassVar[tuple[str, ...]] = ("detail",)
+
+    call: str
+    why: str
+    detail: str = ""
+    tier: str = ""
+    run_ms: float = 0.0
+    egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectReconciled:
+    """What became of an effect in doubt, and who says so."""
+
+    TYPE: ClassVar[str] = "effect.reconciled"
+    BODIES: ClassVar[tuple[str, ...]] = ("text",)
+
+    call: str
+    happened: bool
+    by: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSuspended:
+    """The run waits for a person: `approval` or `in_doubt`. It costs nothing while it does."""
+
+    TYPE: ClassVar[str] = "run.suspended"
+
+    reason: str
+    call: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResumed:
+    """Somebody drove the run on, after a wait or a crash."""
+
+    TYPE: ClassVar[str] = "run.resumed"
+
+    by: str
+    after_crash: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFinished:
+    """The end: why, what was answered, and the totals."""
+
+    TYPE: ClassVar[str] = "run.finished"
+    BODIES: ClassVar[tuple[str, ...]] = ("output",)
+
+    stop_reason: str
+    output: str = ""
+    message: str = ""
+    steps: int = 0
+    calls: int = 0
+    cost_usd: str | None = None
+
+
+Event = (
+    RunStarted
+    | ContextBuilt
+    | ModelReplied
+    | ModelFailed
+    | CallJudged
+    | ApprovalAsked
+    | ApprovalGiven
+    | ApprovalRefused
+    | EffectIntended
+    | EffectSettled
+    | EffectDoubted
+    | EffectReconciled
+    | RunSuspended
+    | RunResumed
+    | RunFinished
+)
+
+EVENT_TYPES: Mapping[str, type[Event]] = {
+    kind.TYPE: kind
+    for kind in (
+        RunStarted,
+        ContextBuilt,
+        ModelReplied,
+        ModelFailed,
+        CallJudged,
+        ApprovalAsked,
+        ApprovalGiven,
+        ApprovalRefused,
+        EffectIntended,
+        EffectSettled,
+        EffectDoubted,
+        EffectReconciled,
+        RunSuspended,
+        RunResumed,
+        RunFinished,
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """An event in its place: number within the run (from 1), time (milliseconds, UTC), link of the chain."""
+
+    seq: int
+    at_ms: int
+    event: Event
+    hash: bytes = field(repr=False)

@@ -1,0 +1,65 @@
+"""The store's schema, forward by number: `PRAGMA user_version` counts the migrations a file has had."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from lockstep.errors import StoreError
+from lockstep.journal.sqlite_file import translate
+
+MIGRATIONS: tuple[str, ...] = (
+    # A run's number stands for its id in the events: 16 bytes less in each row and in each entry of the index.
+    """
+    CREATE TABLE runs (
+        number INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, session TEXT NOT NULL, principal TEXT NOT NULL,
+        agent TEXT NOT NULL, started_at INTEGER NOT NULL
+    );
+    CREATE INDEX runs_by_session ON runs (session);
+    CREATE TABLE events (
+        run INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL, type TEXT NOT NULL, body BLOB NOT NULL,
+        hash BLOB NOT NULL, PRIMARY KEY (run, seq)
+    );
+    CREATE TABLE blobs (digest TEXT NOT NULL PRIMARY KEY, body BLOB NOT NULL);
+    """,
+)
+
+
+def migrate(path: Path) -> None:
+    """Bring the file at `path` (made when missing) to the newest schema; each migration is one transaction.
+
+    Raises:
+        StoreError: the file is of a newer version, damaged, no database, or cannot be written.
+    """
+    with contextlib.suppress(OSError):  # SQLite says why below, in its own words
+        path.touch(mode=0o600)  # conversations: for the user alone; the WAL gets the same mode
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            _apply(connection, path)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translate(error, path.parent) from error
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> int:
+    """How many migrations the file has had.
+
+    Raises:
+        StoreError: more than this version knows.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(f"The store {path.parent} is of a newer version ({version}).", remedy="Use a newer Lockstep.")
+    return version
+
+
+def _apply(connection: sqlite3.Connection, path: Path) -> None:
+    version = check_version(connection, path)
+    if version == len(MIGRATIONS):
+        return
+    connection.execute("PRAGMA journal_mode=WAL")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")

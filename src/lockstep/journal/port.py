@@ -1,0 +1,76 @@
+"""The journal port. `tests/contract/test_journal.py` holds every implementation to one suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lockstep.journal.events import Event, Recorded
+from lockstep.values import RunId
+
+Entry = tuple[int, Event]
+"""When it happened (milliseconds, UTC) and what."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRow:
+    """One line of the list of runs. `last` is the type of the newest event: the run's status is read from it."""
+
+    run: RunId
+    session: str
+    principal: str
+    agent: str
+    started_at_ms: int
+    last: str
+    last_at_ms: int
+    events: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """The result of checking one run's chain. `broken_seq` is the first event that does not hold, or None.
+
+    `head` is the hash of the last event that holds, in hexadecimal.
+    """
+
+    run: RunId
+    events: int
+    head: str
+    broken_seq: int | None = None
+    problem: str = ""
+
+
+class Journal(Protocol):
+    """An append-only record. `(run, seq)` is a fence: of two writers of event 17 exactly one succeeds."""
+
+    async def append(self, run: RunId, first_seq: int, entries: Sequence[Entry]) -> None:
+        """Make the entries durable, all or none, as `first_seq`, `first_seq + 1`, ...
+
+        Raises:
+            FenceConflict: `first_seq` is not the next event of the run, or it has finished; nothing was written.
+            StoreFull: no space; nothing was written.
+            StoreError: no entries, or a run that does not begin with `run.started`; nothing was written.
+        """
+
+    async def read(self, run: RunId, after_seq: int = 0) -> list[Recorded]:
+        """The events of a run in order; empty when there is none.
+
+        Raises:
+            JournalCorrupt: a body is missing or unreadable.
+        """
+
+    async def runs(self, session: str | None = None, limit: int | None = None) -> list[RunRow]:
+        """Runs, newest first."""
+
+    async def find(self, prefix: str) -> list[RunId]:
+        """Runs whose id starts with `prefix`, newest first; at most 10."""
+
+    async def verify(self, run: RunId) -> Verification:
+        """Check the run's chain and bodies from the first event on.
+
+        A run that was cut short at its end is whole: only the head, kept elsewhere, tells.
+        """
+
+    async def close(self) -> None:
+        """Wait for what was appended and let go of the store. Closing again does nothing."""

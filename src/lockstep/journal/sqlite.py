@@ -1,0 +1,216 @@
+"""The embedded journal: one SQLite file in WAL mode with full synchronisation, written by one thread.
+
+One process per store, by flock: a second process would drive the same runs. Readers in other processes are welcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from lockstep.errors import JournalCorrupt, StoreError
+from lockstep.journal.codec import GENESIS, decode, encode, link
+from lockstep.journal.events import Recorded, RunFinished, RunStarted
+from lockstep.journal.migrations import MIGRATIONS, check_version, migrate
+from lockstep.journal.port import Entry, RunRow, Verification
+from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
+from lockstep.journal.sqlite_writer import Append, GroupWriter
+from lockstep.values import Digest, RunId, sha256
+
+# Cast, because SQLite lets anybody who edits the file put any type into any column.
+_EVENTS = (
+    "SELECT CAST(seq AS INTEGER), CAST(at AS INTEGER), CAST(type AS BLOB), CAST(body AS BLOB), CAST(hash AS BLOB)"
+    " FROM events WHERE run = (SELECT number FROM runs WHERE run_id = ?) AND seq > ? ORDER BY seq"
+)
+_RUNS = (
+    "SELECT r.run_id, r.session, r.principal, r.agent, r.started_at, e.type, e.at, e.seq FROM runs r JOIN events e"
+    " ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
+    " {where} ORDER BY r.number DESC LIMIT ?"
+)
+
+
+class SQLiteJournal:
+    """A journal in `directory`. Use `open` to write, `open_readonly` to look while another process writes."""
+
+    def __init__(self, directory: Path, *, lock_fd: int | None) -> None:
+        self.directory = directory
+        self._lock_fd = lock_fd
+        self._reader = connect(directory / DATABASE, readonly=lock_fd is None)
+        self._writer: GroupWriter | None = None
+        self._closed = False
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open for writing, creating and migrating the store as needed.
+
+        Raises:
+            StoreBusy: another process holds the store.
+            StoreError: the directory cannot be written, or the file is of a newer version or no database.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock_fd = hold(directory)
+        except OSError as error:
+            raise StoreError(
+                f"The store {directory} cannot be opened: {error.strerror}.", remedy="Choose another with --store."
+            ) from error
+        try:
+            migrate(directory / DATABASE)
+            return cls(directory, lock_fd=lock_fd)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+
+    @classmethod
+    def open_readonly(cls, directory: Path) -> Self:
+        """Open to read what is there, also while another process writes.
+
+        Raises:
+            StoreError: there is no store, or it is of another version.
+        """
+        path = directory / DATABASE
+        if not path.exists():
+            raise StoreError(
+                f"There is no store at {directory}.", remedy="Run an agent first, or name it with --store."
+            )
+        journal = cls(directory, lock_fd=None)
+        try:
+            if check_version(journal._reader, path) < len(MIGRATIONS):
+                raise StoreError(
+                    f"The store {directory} is of an older version.", remedy="A command that writes brings it forward."
+                )
+        except sqlite3.Error as error:
+            journal._reader.close()
+            raise translate(error, directory) from error
+        except StoreError:
+            journal._reader.close()
+            raise
+        return journal
+
+    async def append(self, run: RunId, first_seq: int, entries: Sequence[Entry]) -> None:
+        started = _beginning(run, first_seq, entries)
+        rows = [(at_ms, encode(event)) for at_ms, event in entries]
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._writing().submit(Append(run, first_seq, started, rows, done, loop))
+        await done
+
+    async def read(self, run: RunId, after_seq: int = 0) -> list[Recorded]:
+        return [
+            Recorded(seq=seq, at_ms=at, event=decode(_name(kind), body, self._blob), hash=digest)
+            for seq, at, kind, body, digest in self._query(_EVENTS, (run, after_seq))
+        ]
+
+    async def runs(self, session: str | None = None, limit: int | None = None) -> list[RunRow]:
+        most = -1 if limit is None else limit
+        if session is None:
+            rows = self._query(_RUNS.format(where=""), (most,))
+        else:
+            rows = self._query(_RUNS.format(where="WHERE r.session = ?"), (session, most))
+        return [
+            RunRow(run=r, session=s, principal=p, agent=a, started_at_ms=started, last=kind, last_at_ms=at, events=seq)
+            for r, s, p, a, started, kind, at, seq in rows
+        ]
+
+    async def find(self, prefix: str) -> list[RunId]:
+        rows = self._query(
+            "SELECT run_id FROM runs WHERE substr(run_id, 1, ?) = ? ORDER BY number DESC LIMIT 10",
+            (len(prefix), prefix),
+        )
+        return [RunId(run) for (run,) in rows]
+
+    async def verify(self, run: RunId) -> Verification:
+        rows = self._query(_EVENTS, (run, 0))
+        head, expected, problem = GENESIS, 1, ""
+        for seq, at, kind, body, digest in rows:
+            if seq != expected:
+                problem = f"event {expected} is missing"
+            elif link(head, run, seq, at, _name(kind), body) != digest:
+                problem = f"event {seq} ({_name(kind)}) was changed after it was written: its hash does not follow"
+            else:
+                problem = self._problem(run, seq, _name(kind), body) or _ending(seq, _name(kind), last=len(rows))
+            if problem:
+                break
+            head, expected = digest, expected + 1
+        if not rows:
+            problem = "event 1 is missing"
+        broken = expected if problem else None
+        return Verification(run=run, events=len(rows), head=head.hex(), broken_seq=broken, problem=problem)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._writer is not None:
+            await self._writer.stop()
+        self._reader.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+
+    def _writing(self) -> GroupWriter:
+        if self._lock_fd is None:
+            raise StoreError("The store was opened to read only.")
+        if self._closed:
+            raise StoreError("The store is closed.")
+        if self._writer is None:
+            self._writer = GroupWriter(self.directory)
+        return self._writer
+
+    def _problem(self, run: RunId, seq: int, kind: str, body: bytes) -> str:
+        """What is wrong with one event whose hash holds: its body, or that the list of runs says otherwise."""
+        try:
+            event = decode(kind, body, self._blob)
+        except JournalCorrupt as error:
+            return f"event {seq} ({kind}): {error.message}"
+        if seq > 1:
+            return ""
+        if not isinstance(event, RunStarted):
+            return f"event 1 is {kind}, not run.started"
+        listed = self._query("SELECT session, principal, agent FROM runs WHERE run_id = ?", (run,))[0]
+        told = (event.session, event.principal, event.agent)
+        return "" if listed == told else f"the list of runs says {listed!r} where run.started says {told!r}"
+
+    def _query(self, sql: str, values: tuple[object, ...]) -> list[Any]:
+        try:
+            return self._reader.execute(sql, values).fetchall()
+        except (sqlite3.Error, UnicodeEncodeError) as error:
+            raise translate(error, self.directory) from error
+
+    def _blob(self, digest: Digest) -> bytes:
+        rows = self._query("SELECT CAST(body AS BLOB) FROM blobs WHERE digest = ?", (digest,))
+        if not rows:
+            raise JournalCorrupt(f"The body {digest[:12]} is missing from the store.")
+        data: bytes = rows[0][0]
+        if sha256(data) != digest:
+            raise JournalCorrupt(f"The body {digest[:12]} was changed after it was written.")
+        return data
+
+
+def _beginning(run: RunId, first_seq: int, entries: Sequence[Entry]) -> RunStarted | None:
+    """The run.started of an append that begins a run; refuses what would break the store's own columns."""
+    if not entries:
+        raise StoreError(f"Nothing to append to run {run}.")
+    first = entries[0][1]
+    if isinstance(first, RunStarted) != (first_seq == 1) or any(isinstance(e, RunStarted) for _, e in entries[1:]):
+        raise StoreError(f"Run {run} must begin with run.started, once.")
+    if not isinstance(first, RunStarted):
+        return None
+    names = {"run": run, "session": first.session, "principal": first.principal, "agent": first.agent}
+    for what, text in names.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise StoreError(f"The name of the {what} is not Unicode text: {text!r}.") from None
+    return first
+
+
+def _ending(seq: int, kind: str, *, last: int) -> str:
+    return f"event {seq} is run.finished, but more events follow" if kind == RunFinished.TYPE and seq < last else ""
+
+
+def _name(kind: bytes) -> str:
+    return kind.decode(errors="replace")

@@ -1,0 +1,268 @@
+"""`apply(state, event) -> state`: what each event means. The only place that interprets events for a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+from lockstep.errors import JournalCorrupt
+from lockstep.journal import events as ev
+from lockstep.kernel.state import CallState, Phase, Receipt, State, Status, Totals
+from lockstep.kernel.transcript import Transcript
+from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
+from lockstep.values import Effect, RunId, parse_usd
+
+NOBODY = "nobody"
+"""Who refuses an approval that expired."""
+
+_Changes = dict[str, Any]
+"""Fields of the state and their new values: one event, one copy of the state."""
+
+
+def start(run: RunId, opening: Transcript, receipts: Mapping[str, Receipt] | None = None) -> State:
+    """The state before any event; `opening` and `receipts` come from the earlier runs of the session."""
+    return State(run=run, transcript=opening, history=len(opening.messages), receipts=receipts or {})
+
+
+def fold(state: State, recorded: Iterable[ev.Recorded]) -> State:
+    """The state after all of these events, from what `start` gave.
+
+    Raises:
+        JournalCorrupt: an event speaks of a call that was never asked for.
+    """
+    for item in recorded:
+        try:
+            state = apply(state, item.event, item.at_ms)
+        except KeyError as error:
+            raise JournalCorrupt(
+                f"Event {item.seq} ({item.event.TYPE}) of run {state.run} does not fit the events before it.",
+                remedy=f"`lockstep verify {state.run}` says whether the record was changed.",
+            ) from error
+    return state
+
+
+def apply(state: State, event: ev.Event, at_ms: int) -> State:
+    """The state after one more event, which happened at `at_ms`."""
+    changes = _APPLY[event.TYPE](state, event, at_ms)
+    if state.status is Status.SUSPENDED:
+        changes["waited_ms"] = state.waited_ms + at_ms - state.last_at_ms
+    return replace(state, next_seq=state.next_seq + 1, last_at_ms=at_ms, **changes)
+
+
+def _run_started(state: State, event: ev.RunStarted, at_ms: int) -> _Changes:
+    return {
+        "status": Status.RUNNING,
+        "agent": event.agent,
+        "lock": event.lock,
+        "session": event.session,
+        "principal": event.principal,
+        "input": event.input,
+        "unlocked": event.unlocked,
+        "approve": event.approve,
+        "started_at_ms": at_ms,
+        "transcript": state.transcript.add(UserMessage(text=event.input)),
+    }
+
+
+def _context_built(state: State, event: ev.ContextBuilt, at_ms: int) -> _Changes:
+    return {"context_built": True}
+
+
+def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes:
+    asked = tuple(
+        CallState(id=c.id, provider_id=c.provider_id, name=c.name, arguments=c.arguments, asked_at_ms=at_ms)
+        for c in event.calls
+    )
+    message = AssistantMessage(
+        text=event.text,
+        calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
+    )
+    totals = state.totals
+    return {
+        "transcript": state.transcript.add(message),
+        "context_built": False,
+        "replied": not asked,
+        "finish_reason": event.finish_reason,
+        "output": event.text if not asked else state.output,
+        "settled": (*state.settled, *state.calls) if state.calls else state.settled,
+        "calls": asked,
+        "failures": 0,
+        "retry_after_s": None,
+        "crashes": 0,
+        "totals": Totals(
+            steps=totals.steps + 1,
+            calls=totals.calls + len(asked),
+            cost_usd=_sum(totals.cost_usd, parse_usd(event.cost_usd)),
+            input_tokens=totals.input_tokens + event.input_tokens,
+            output_tokens=totals.output_tokens + event.output_tokens,
+            reasoning_tokens=totals.reasoning_tokens + event.reasoning_tokens,
+        ),
+    }
+
+
+def _model_failed(state: State, event: ev.ModelFailed, at_ms: int) -> _Changes:
+    return {
+        "failures": state.failures + 1,
+        "last_failure": event.message,
+        "last_failure_kind": event.kind,
+        "last_failure_transient": event.transient,
+        "retry_after_s": event.retry_after_s,
+    }
+
+
+def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
+    call: _Changes = {
+        "verdict": event.verdict,
+        "effect": Effect(event.effect) if event.effect else Effect.ONCE,
+        "digest": event.digest,
+        "policies": event.policies,
+        "reasons": event.reasons,
+        "question": event.question,
+        "dedupe_key": event.dedupe_key,
+        "duplicate_of": event.duplicate_of,
+    }
+    if event.verdict in ("allow", "ask") and not event.duplicate_of:
+        call["phase"] = Phase.ALLOWED if event.verdict == "allow" else Phase.ASKED
+    else:
+        outcome = "ok" if event.duplicate_of else event.error_type or "policy_denied"
+        call |= {"phase": Phase.DONE, "outcome": outcome, "text": event.note}
+    return _with_call(state, event.call, call)
+
+
+def _approval_asked(state: State, event: ev.ApprovalAsked, at_ms: int) -> _Changes:
+    call = {"phase": Phase.WAITING, "approval": event.approval, "approval_expires_ms": event.expires_at_ms}
+    return _with_call(state, event.call, call)
+
+
+def _approval_given(state: State, event: ev.ApprovalGiven, at_ms: int) -> _Changes:
+    return _with_call(state, event.call, {"phase": Phase.APPROVED, "approved_by": event.by})
+
+
+def _approval_refused(state: State, event: ev.ApprovalRefused, at_ms: int) -> _Changes:
+    because = f" because: {event.because.rstrip('.')}." if event.because else "."
+    who = "nobody approved this call in time." if event.by == NOBODY else f"{event.by} refused this call{because}"
+    text = f"Not run: {who} Do not ask for it again unless the user says so."
+    return _with_call(state, event.call, {"phase": Phase.DONE, "outcome": "approval_refused", "text": text})
+
+
+def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Changes:
+    # From here on the effect may have happened: if the run is ended before it settles, the session must know.
+    once = state.call(event.call).effect is Effect.ONCE
+    return {
+        **_with_call(state, event.call, {"phase": Phase.INTENDED}),
+        **(_with_receipt(state, event.call, "in_doubt", "") if once else {}),
+    }
+
+
+def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Changes:
+    fee = parse_usd(event.fee_usd)
+    totals = state.totals if fee is None else replace(state.totals, cost_usd=_sum(state.totals.cost_usd, fee))
+    call = {
+        "phase": Phase.DONE,
+        "outcome": event.outcome,
+        "text": event.text,
+        "tier": event.tier,
+        "duration_ms": event.queue_ms + event.start_ms + event.run_ms,
+    }
+    return {
+        "totals": totals,
+        "crashes": 0,
+        **_with_receipt(state, event.call, event.outcome, event.text),
+        **_with_call(state, event.call, call),
+    }
+
+
+def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
+    call = {"phase": Phase.DOUBTED, "why_doubted": event.why, "tier": event.tier, "duration_ms": event.run_ms}
+    return {**_with_receipt(state, event.call, "in_doubt", ""), **_with_call(state, event.call, call)}
+
+
+def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> _Changes:
+    outcome = "ok" if event.happened else "did_not_happen"
+    call = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
+    return {**_with_receipt(state, event.call, outcome, event.text), **_with_call(state, event.call, call)}
+
+
+def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes:
+    return {"status": Status.SUSPENDED, "message": event.message}
+
+
+def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
+    return {
+        "status": Status.RUNNING,
+        "message": "",
+        "context_built": False,
+        "crashes": state.crashes + event.after_crash,
+        "waited_ms": state.waited_ms + at_ms - state.last_at_ms,
+    }
+
+
+def _run_finished(state: State, event: ev.RunFinished, at_ms: int) -> _Changes:
+    # A provider refuses a history in which a call has no answer, so what was cut short is answered here.
+    cut = any(call.open for call in state.calls)
+    answers = tuple(_answer(call) for call in state.calls) if cut else ()
+    return {
+        "status": Status.FINISHED,
+        "stop_reason": event.stop_reason,
+        "message": event.message,
+        "output": event.output,
+        "transcript": state.transcript.add(*answers),
+    }
+
+
+def _answer(call: CallState) -> ToolMessage:
+    """What the model is told of a call: its result, or that the run ended first."""
+    text = call.text
+    if call.phase in (Phase.INTENDED, Phase.DOUBTED):
+        text = "The run was stopped before it was known whether this call happened. Do not assume either, or repeat it."
+    elif call.open:
+        text = "Not run: the run was stopped before this call."
+    return ToolMessage(provider_id=call.provider_id, name=call.name, text=text, is_error=call.outcome != "ok")
+
+
+def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
+    """Change one call; when it was the last open one of the step, tell the model about all of them, in order."""
+    calls = tuple(replace(call, **changes) if call.id == call_id else call for call in state.calls)
+    if any(call.open for call in calls):
+        return {"calls": calls}
+    return {
+        "calls": calls,
+        "transcript": state.transcript.add(*map(_answer, calls)),
+        "malformed_in_a_row": state.malformed_in_a_row + 1 if all(call.malformed for call in calls) else 0,
+    }
+
+
+def _with_receipt(state: State, call_id: str, outcome: str, text: str) -> _Changes:
+    key = state.call(call_id).dedupe_key
+    if not key:
+        return {}
+    receipts = {k: receipt for k, receipt in state.receipts.items() if k != key}
+    if outcome in ("ok", "result_unusable", "in_doubt"):
+        where = f"{state.run}/{call_id}"
+        receipts[key] = Receipt(where=where, text=text, in_doubt=outcome == "in_doubt")
+    return {"receipts": receipts}
+
+
+def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:
+    return None if total is None or more is None else total + more
+
+
+_APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
+    ev.RunStarted.TYPE: _run_started,
+    ev.ContextBuilt.TYPE: _context_built,
+    ev.ModelReplied.TYPE: _model_replied,
+    ev.ModelFailed.TYPE: _model_failed,
+    ev.CallJudged.TYPE: _call_judged,
+    ev.ApprovalAsked.TYPE: _approval_asked,
+    ev.ApprovalGiven.TYPE: _approval_given,
+    ev.ApprovalRefused.TYPE: _approval_refused,
+    ev.EffectIntended.TYPE: _effect_intended,
+    ev.EffectSettled.TYPE: _effect_settled,
+    ev.EffectDoubted.TYPE: _effect_doubted,
+    ev.EffectReconciled.TYPE: _effect_reconciled,
+    ev.RunSuspended.TYPE: _run_suspended,
+    ev.RunResumed.TYPE: _run_resumed,
+    ev.RunFinished.TYPE: _run_finished,
+}

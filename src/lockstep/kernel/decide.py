@@ -1,0 +1,230 @@
+"""`decide(state) -> command`: what happens next. Pure: the same state and clock reading give the same command.
+
+Calls of one reply are taken in the order asked: neighbouring reads together, a call with an effect alone. An effect
+that was intended and not settled can only mean a crash in between, because the driver settles or doubts every call it
+starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lockstep.agent.locked import Budget
+from lockstep.kernel.apply import NOBODY
+from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.values import Effect
+
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+CRASH_LIMIT = 5
+"""Crashes in a row without progress after which a run is stopped: it may be what kills the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """Ask the model, after waiting `delay_s` (a repeat after a transient failure)."""
+
+    step: int
+    attempt: int
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Have the gate judge this call."""
+
+    call: CallState
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask for the approval of this call."""
+
+    call: CallState
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Settle an approval without a person: by `--approve`, or because it expired."""
+
+    call: CallState
+    given: bool
+    by: str
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run these calls: several reads at once, or one call with an effect."""
+
+    calls: tuple[CallState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Record that nobody knows whether this effect happened."""
+
+    call: CallState
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Stop driving until a person has spoken."""
+
+    reason: str
+    call: CallState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End the run."""
+
+    stop_reason: str
+    message: str = ""
+
+
+Command = Infer | Judge | Ask | Answer | Execute | Doubt | Suspend | Finish
+
+
+def decide(state: State, budget: Budget, now_ms: int) -> Command | None:
+    """The next command of a run, or None when it is finished or waits."""
+    if state.status in (Status.NEW, Status.FINISHED, Status.SUSPENDED):
+        return None
+    if state.crashes >= CRASH_LIMIT:
+        return Finish("crashed", f"The process ended {state.crashes} times in a row without progress.")
+    for call in state.calls:
+        if call.outcome == "sandbox_unavailable":
+            return Finish("sandbox_unavailable", call.text)
+    if any(call.open for call in state.calls):
+        return _on_calls(state, budget, now_ms)
+    if state.replied:
+        return _answer(state)
+    return _over_budget(state, budget, now_ms) or _infer(state, budget, now_ms)
+
+
+def _answer(state: State) -> Finish:
+    """How a run ends whose model asked for no more calls: completed, unless the answer is none or only part of one."""
+    if state.finish_reason == "content_filter":
+        return Finish("content_filter", "The provider's content filter withheld the model's answer.")
+    if state.finish_reason == "length":
+        return Finish("truncated", "The model's answer was cut off at its token limit (model.max_tokens).")
+    if not state.output.strip():
+        return Finish("empty_reply", "The model answered with neither text nor a call.")
+    return Finish("completed")
+
+
+def resumable(state: State, now_ms: int) -> bool:
+    """Whether a suspended run has something to do again: nothing waits for a person any more, or time has decided."""
+    waiting = [call for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)]
+    return not waiting or any(call.phase is Phase.WAITING and now_ms >= call.approval_expires_ms for call in waiting)
+
+
+def _on_calls(state: State, budget: Budget, now_ms: int) -> Command:
+    if state.totals.calls > budget.calls:
+        return Finish("budget_calls", f"The model asked for more than {budget.calls} calls (budget.calls).")
+    batch = _batch(state.calls)
+    for call in batch:
+        if call.phase is Phase.ASKED:
+            return Ask(call) if call.verdict == "ask" else Judge(call)
+    first = batch[0]
+    if first.phase is Phase.INTENDED and not _may_run(first):
+        return Doubt(first, "the process ended after the call was let go and before its outcome was recorded")
+    for call in batch:
+        if call.phase is Phase.APPROVED and now_ms >= call.approval_expires_ms:
+            return Answer(call, given=False, by=NOBODY, because="the approval expired before the call could run")
+    ready = tuple(call for call in batch if _may_run(call))
+    if ready:
+        return _over_wall(state, budget, now_ms) or Execute(ready)
+    return _wait(state, first, now_ms)
+
+
+def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:
+    """The first open call, with the open reads that follow it when it is a read itself.
+
+    An unjudged call ends the batch: only the gate knows whether it is a read. It is judged first and joins then.
+    """
+    batch: list[CallState] = []
+    for call in calls:
+        if not call.open:
+            continue
+        judged = bool(call.verdict)
+        if batch and judged and call.effect is not Effect.READ:
+            break
+        batch.append(call)
+        if not judged or call.effect is not Effect.READ:
+            break
+    return tuple(batch)
+
+
+def _may_run(call: CallState) -> bool:
+    if call.phase is Phase.INTENDED:
+        return call.effect in (Effect.IDEMPOTENT, Effect.KEYED)
+    return call.phase in (Phase.ALLOWED, Phase.APPROVED)
+
+
+def _wait(state: State, call: CallState, now_ms: int) -> Command:
+    if call.phase is Phase.DOUBTED:
+        why = call.why_doubted.rstrip(".")
+        message = (
+            f"{call.name} is in doubt: {why}. Find out whether it happened, then"
+            f" `lockstep resume {state.run} --happened` or `lockstep resume {state.run} --did-not-happen`."
+        )
+        return Suspend("in_doubt", call, message)
+    if now_ms >= call.approval_expires_ms:
+        return Answer(call, given=False, by=NOBODY, because="the approval was not given in time")
+    if state.approve in _STANDING:
+        return Answer(call, given=_STANDING[state.approve], by=f"--approve {state.approve}")
+    message = (
+        f"{call.name} waits for approval {call.approval}: `lockstep approve {call.approval}` or"
+        f" `lockstep refuse {call.approval} --because ...`, then `lockstep resume {state.run}`."
+    )
+    return Suspend("approval", call, message)
+
+
+_STANDING: Mapping[str, bool] = {"all": True, "none": False}
+
+
+def _infer(state: State, budget: Budget, now_ms: int) -> Command:
+    if state.failures and not state.last_failure_transient:
+        return Finish(_FAILURES.get(state.last_failure_kind, "model_refused"), state.last_failure)
+    if state.failures > budget.model_retries:
+        return Finish("model_unavailable", f"{state.last_failure} Tried {state.failures} times.")
+    delay_s = 0.0
+    if state.failures:
+        asked_s = state.retry_after_s
+        delay_s = BACKOFF_S[min(state.failures, len(BACKOFF_S)) - 1] if asked_s is None else asked_s
+        if state.active_ms(now_ms) + delay_s * 1000 >= budget.wall_s * 1000:
+            wait = f"The next attempt is due in {delay_s:g} s, later than budget.wall_s allows."
+            return Finish("model_unavailable", f"{state.last_failure} {wait}")
+    return Infer(step=state.totals.steps + 1, attempt=state.failures + 1, delay_s=delay_s)
+
+
+_FAILURES: Mapping[str, str] = {
+    "recording_ended": "recording_ended",
+    "recording_mismatch": "recording_mismatch",
+    "bad_reply": "model_bad_reply",
+}
+
+
+def _over_budget(state: State, budget: Budget, now_ms: int) -> Finish | None:
+    totals = state.totals
+    if state.malformed_in_a_row > budget.malformed:
+        return Finish("malformed_limit", f"{state.malformed_in_a_row} replies in a row asked for malformed calls only.")
+    if totals.steps >= budget.steps:
+        return Finish("budget_steps", f"The run has used its {budget.steps} steps (budget.steps).")
+    if budget.cost_usd is not None:
+        if totals.cost_usd is None:
+            return Finish("cost_unknown", "The run has a cost limit and a cost that is unknown.")
+        if totals.cost_usd >= budget.cost_usd:
+            return Finish(
+                "budget_cost", f"The run has cost ${totals.cost_usd:f} of ${budget.cost_usd:f} (budget.cost_usd)."
+            )
+    return _over_wall(state, budget, now_ms)
+
+
+def _over_wall(state: State, budget: Budget, now_ms: int) -> Finish | None:
+    if state.active_ms(now_ms) >= budget.wall_s * 1000:
+        return Finish("budget_wall", f"The run has used its {budget.wall_s:g} s (budget.wall_s).")
+    return None
