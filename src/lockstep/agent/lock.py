@@ -1,0 +1,330 @@
+"""`agent.lock`: an agent resolved into four dimensions of digested parts, one digest over all.
+
+The lock holds what shapes behaviour, readable in a diff: values and texts in full, code by the digest of its files. A
+part's digest is SHA-256 over RFC 8785 JSON or over file bytes; a dimension's, over the map of its parts' digests; the
+lock's, over the map of its dimensions' digests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
+from lockstep.agent.spec import FILE_MODELS, AgentSpec, ToolSource
+from lockstep.errors import ConfigError, LockError
+from lockstep.values import Digest, Json, JsonObject, digest_json, sha256
+
+LOCK_FILE = "agent.lock"
+FORMAT = 1
+_ANEW = "Run `lockstep lock` to write it anew."
+DIMENSIONS = ("model", "prompt", "tools", "memory")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One thing that shapes behaviour: a JSON `value`, a `text`, or only the digest of a file."""
+
+    sha256: Digest
+    value: JsonObject | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lock:
+    """A resolved agent. `files` are the bytes behind file digests, kept in memory only."""
+
+    agent: str
+    parts: Mapping[str, Mapping[str, Part]]
+    """Dimension -> part name -> part; every dimension is present."""
+    files: Mapping[str, bytes] = field(default_factory=dict, compare=False)
+
+    def dimension_digest(self, dimension: str) -> Digest:
+        return digest_json({name: part.sha256 for name, part in self.parts[dimension].items()})
+
+    @property
+    def digest(self) -> Digest:
+        """The one version number: of the agent's name and its four dimensions."""
+        dimensions = {dimension: self.dimension_digest(dimension) for dimension in DIMENSIONS}
+        return digest_json({"agent": self.agent, "dimensions": dimensions, "lockstep": FORMAT})
+
+    def tools(self) -> dict[str, JsonObject]:
+        """Locked tools by name, in name order."""
+        return {
+            name.removeprefix("tool "): part.value
+            for name, part in self.parts["tools"].items()
+            if name.startswith("tool ") and part.value is not None
+        }
+
+    def policies(self) -> dict[str, str]:
+        """Cedar text by file name."""
+        return {
+            name.removeprefix("policy "): part.text
+            for name, part in self.parts["tools"].items()
+            if name.startswith("policy ") and part.text is not None
+        }
+
+
+def source_key(source: ToolSource) -> str:
+    """Where a tool comes from, in one word: `python:FILE` or `mcp:COMMAND`."""
+    return f"python:{source.python}" if source.python else "mcp:" + shlex.join(source.mcp.command if source.mcp else ())
+
+
+def resolve(directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence[JsonObject]]) -> Lock:
+    """The lock of what is on disk. `definitions`: index of a `[[tools]]` entry -> the MCP definitions of its source.
+
+    Raises:
+        ConfigError: a named file is missing, a tool is provided twice, or `include` names one that is not there.
+    """
+    files: dict[str, bytes] = {}
+    return Lock(
+        agent=spec.agent.name,
+        parts={
+            "model": _model_parts(directory, spec, files),
+            "prompt": {
+                spec.prompt.file: _text_part(inside(directory, spec.prompt.file), "Write it, or correct `prompt.file`.")
+            },
+            "tools": _tool_parts(directory, spec, definitions, files),
+            "memory": {"schema": _value_part({"schema": 1, "window_runs": spec.memory.window_runs})},
+        },
+        files=files,
+    )
+
+
+def resolve_static(directory: Path, spec: AgentSpec, locked: Lock) -> Lock:
+    """As `resolve`, with tool definitions taken from `locked`: no tool code runs. Changed code shows by its digest."""
+    known = locked.tools()
+    claimed = {name for source in spec.tools for name in source.include or ()}
+    definitions: dict[int, list[JsonObject]] = {}
+    for index, source in enumerate(spec.tools):
+        key = source_key(source)
+        names = source.include or [n for n, value in known.items() if value["source"] == key and n not in claimed]
+        definitions[index] = [
+            value["definition"] if (value := known.get(name)) and value["source"] == key else {"name": name}  # type: ignore[misc]
+            for name in names
+        ]
+    return resolve(directory, spec, definitions)
+
+
+def differing_parts(a: Lock, b: Lock) -> tuple[str, ...]:
+    """`dimension: part` for each part that differs, in dimension order."""
+    out = []
+    for dimension in DIMENSIONS:
+        left, right = a.parts[dimension], b.parts[dimension]
+        for name in sorted({*left, *right}):
+            if name not in left or name not in right or left[name].sha256 != right[name].sha256:
+                out.append(f"{dimension}: {name}")
+    if a.agent != b.agent:
+        out.append("agent: name")
+    return tuple(out)
+
+
+def to_text(lock: Lock) -> str:
+    """The file: JSON, two spaces, texts as lists of lines so that a diff shows the changed line."""
+    document = {
+        "lockstep": FORMAT,
+        "agent": lock.agent,
+        "digest": lock.digest,
+        "dimensions": {
+            dimension: {
+                "digest": lock.dimension_digest(dimension),
+                "parts": {name: _part_document(part) for name, part in lock.parts[dimension].items()},
+            }
+            for dimension in DIMENSIONS
+        },
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def from_text(text: str, origin: str) -> Lock:
+    """Read a lock and check every digest in it.
+
+    Raises:
+        LockError: not a lock, of a newer format, or edited by hand (names the part).
+    """
+    try:
+        document = json.loads(text)
+        if document["lockstep"] != FORMAT:
+            raise LockError(f"{origin} has format {document['lockstep']!r}; this version knows {FORMAT}.", remedy=_ANEW)
+        stated = {name: document["dimensions"][name] for name in DIMENSIONS}
+        parts = {
+            dimension: {name: _part_from(part) for name, part in sorted(stated[dimension]["parts"].items())}
+            for dimension in DIMENSIONS
+        }
+        lock = Lock(agent=document["agent"], parts=parts)
+        wrong = _first_wrong(lock, {name: stated[name]["digest"] for name in DIMENSIONS}, document["digest"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LockError(f"{origin} is not a readable lock ({type(error).__name__}: {error}).", remedy=_ANEW) from error
+    if wrong:
+        raise LockError(f"{origin}: {wrong} was edited by hand: its digest does not hold.", remedy=_ANEW)
+    return lock
+
+
+def _first_wrong(lock: Lock, dimensions: Mapping[str, str], whole: str) -> str:
+    """The first part, dimension or lock whose stated digest is not the one it has; empty when all hold."""
+    for dimension in DIMENSIONS:
+        for name, part in lock.parts[dimension].items():
+            if _expected(part) not in (None, part.sha256):
+                return f"{dimension}: {name}"
+    for dimension in DIMENSIONS:
+        if lock.dimension_digest(dimension) != dimensions[dimension]:
+            return f"the dimension {dimension}"
+    return "" if lock.digest == whole else "the digest of the whole, or the agent's name,"
+
+
+def read_lock(directory: Path) -> Lock:
+    """The committed lock of an agent directory.
+
+    Raises:
+        LockError: missing or not valid.
+    """
+    path = directory / LOCK_FILE
+    if not path.exists():
+        raise LockError(
+            f"{path} does not exist: this agent was never locked.", remedy=f"Run `lockstep lock {directory}`."
+        )
+    return from_text(read_text(path, remedy="Run `lockstep lock`."), str(path))
+
+
+def write_lock(directory: Path, lock: Lock) -> None:
+    """Write the agent's lock; the file changes whole or not at all.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    path = directory / LOCK_FILE
+    beside = path.with_name(f".{LOCK_FILE}.{os.getpid()}")
+    try:
+        beside.write_text(to_text(lock), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        remedy = "Check space and permissions, then lock again."
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.", remedy=remedy) from error
+
+
+def _model_parts(directory: Path, spec: AgentSpec, files: dict[str, bytes]) -> dict[str, Part]:
+    settings = spec.model.model_dump(mode="json", exclude_none=True)
+    parts = {"settings": _value_part(settings)}
+    provider, _, name = spec.model.name.partition(":")
+    if provider in FILE_MODELS:
+        remedy = f"Record one with `lockstep record`, or correct `model.name` in {directory / AGENT_FILE}."
+        data = files[name] = _read_bytes(inside(directory, name), remedy)
+        parts[f"file {name}"] = Part(sha256=sha256(data))
+    return dict(sorted(parts.items()))
+
+
+def _tool_parts(
+    directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence[JsonObject]], files: dict[str, bytes]
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    claimed = {name for source in spec.tools for name in source.include or ()}
+    for index, source in enumerate(spec.tools):
+        place = f"{directory / AGENT_FILE}: tools[{index}]"
+        settings = _source_settings(directory, source, files)
+        for definition in _chosen(place, source, definitions[index], claimed):
+            name = f"tool {definition['name']}"
+            if name in parts:
+                raise ConfigError(
+                    f"{place} provides {definition['name']!r}, which is there already.",
+                    remedy="Name each tool in one `include`, or rename one.",
+                )
+            parts[name] = _tool_part(place, {"definition": definition, **settings})
+    for file in spec.policy.files:
+        parts[f"policy {file}"] = _text_part(inside(directory, file), "Write it, or correct `policy.files`.")
+    budget = spec.budget.model_dump(mode="json", exclude_none=True)
+    parts["budget"] = _value_part({**budget, "approval_expires_s": spec.policy.approval_expires_s})
+    return dict(sorted(parts.items()))
+
+
+def _tool_part(place: str, value: JsonObject) -> Part:
+    try:
+        return _value_part(value)
+    except ValueError as error:  # definitions come from code we do not know
+        raise ConfigError(f"{place} offers a tool that cannot be digested: {error}.", remedy="Correct it.") from error
+
+
+def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], claimed: set[str]) -> list[JsonObject]:
+    if source.include is None:
+        return [definition for definition in definitions if definition["name"] not in claimed]
+    by_name = {definition["name"]: definition for definition in definitions}
+    for name in source.include:
+        if name not in by_name:
+            raise ConfigError(
+                f"{place}.include names {name!r}, which {source_key(source)} does not have.",
+                remedy=f"It has: {', '.join(map(str, by_name)) or 'none'}.",
+            )
+    return [by_name[name] for name in source.include]
+
+
+def _source_settings(directory: Path, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
+    settings: dict[str, Json] = source.model_dump(
+        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code"}
+    )
+    code = code_files(directory, source)
+    files.update(code)
+    return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}
+
+
+def code_files(directory: Path, source: ToolSource) -> dict[str, bytes]:
+    """The files a source is made of, by path relative to the agent, sorted.
+
+    Raises:
+        ConfigError: one does not exist, or a link leads out of the directory.
+    """
+    named = [*((source.python,) if source.python else ()), *source.code]
+    out: dict[str, bytes] = {}
+    for name in named:
+        path = directory / name
+        whole = path.is_dir() and name != source.python
+        found = sorted(p for p in path.rglob("*") if p.is_file()) if whole else [path]
+        for file in found:
+            if "__pycache__" not in file.parts:
+                remedy = f"Write it, or correct it under `[[tools]]` in {directory / AGENT_FILE}."
+                relative = file.relative_to(directory).as_posix()
+                out[relative] = _read_bytes(inside(directory, relative), remedy)
+    return dict(sorted(out.items()))
+
+
+def _read_bytes(path: Path, remedy: str) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy=remedy) from error
+
+
+def _value_part(value: JsonObject) -> Part:
+    return Part(sha256=digest_json(value), value=value)
+
+
+def _text_part(path: Path, remedy: str) -> Part:
+    text = read_text(path, remedy=remedy)
+    return Part(sha256=sha256(text.encode()), text=text)
+
+
+def _part_document(part: Part) -> dict[str, Any]:
+    if part.value is not None:
+        return {"sha256": part.sha256, "value": part.value}
+    if part.text is not None:
+        return {"sha256": part.sha256, "text": part.text.split("\n")}
+    return {"sha256": part.sha256}
+
+
+def _part_from(document: Mapping[str, Any]) -> Part:
+    text = document.get("text")
+    return Part(
+        sha256=Digest(document["sha256"]),
+        value=document.get("value"),
+        text=None if text is None else "\n".join(text),
+    )
+
+
+def _expected(part: Part) -> Digest | None:
+    if part.value is not None:
+        return digest_json(part.value)
+    return None if part.text is None else sha256(part.text.encode())

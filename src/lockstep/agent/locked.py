@@ -1,0 +1,125 @@
+"""A locked agent as the runtime uses it: typed values read out of a lock, never out of the directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, cast
+
+from lockstep.agent.lock import Lock
+from lockstep.agent.spec import LimitsSection, ModelSection
+from lockstep.errors import LockError
+from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockedTool:
+    """One tool: what the model sees, what it does outside, and how it may run."""
+
+    name: str
+    definition: JsonObject
+    """The whole MCP definition, as pinned."""
+    pin: Digest
+    effect: Effect
+    dedupe_on: tuple[str, ...] | None
+    tier: Tier
+    egress: tuple[str, ...]
+    env: Mapping[str, str]
+    limits: LimitsSection
+    timeout_s: float
+    fee_usd: Decimal
+    source: str
+    code: Mapping[str, Digest]
+
+    @property
+    def input_schema(self) -> JsonObject:
+        return cast(JsonObject, self.definition["inputSchema"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a run may use. `cost_usd` None is no limit; `wall_s` counts without waits for people."""
+
+    steps: int = 25
+    calls: int = 100
+    cost_usd: Decimal | None = None
+    wall_s: float = 900.0
+    malformed: int = 3
+    model_retries: int = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockedAgent:
+    """Everything a run needs to know of its agent."""
+
+    digest: Digest
+    name: str
+    model: ModelSection
+    model_file: tuple[str, Digest] | None
+    """Of a scripted or recorded model: its file and the digest of that."""
+    system: str
+    tools: Mapping[str, LockedTool]
+    policies: Mapping[str, str]
+    budget: Budget
+    approval_expires_s: float
+    window_runs: int
+
+
+def locked_agent(lock: Lock) -> LockedAgent:
+    """Read a lock into types.
+
+    Raises:
+        LockError: it is whole, but was not written by a version that knows what this one needs.
+    """
+    try:
+        return _read(lock)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise LockError(
+            f"The lock {lock.digest[:12]} of {lock.agent} lacks what this version needs ({what}).",
+            remedy="Run `lockstep lock` to write it anew.",
+        ) from error
+
+
+def _read(lock: Lock) -> LockedAgent:
+    budget = dict(cast(Mapping[str, Any], lock.parts["tools"]["budget"].value))
+    expires_s = float(budget.pop("approval_expires_s"))
+    cost = budget.pop("cost_usd", None)
+    (prompt,) = lock.parts["prompt"].values()
+    memory = cast(Mapping[str, Any], lock.parts["memory"]["schema"].value)
+    return LockedAgent(
+        digest=lock.digest,
+        name=lock.agent,
+        model=ModelSection.model_validate(lock.parts["model"]["settings"].value),
+        model_file=_model_file(lock),
+        system=prompt.text or "",
+        tools={name: _tool(name, value) for name, value in sorted(lock.tools().items())},
+        policies=lock.policies(),
+        budget=Budget(**budget, cost_usd=None if cost is None else Decimal(cost)),
+        approval_expires_s=expires_s,
+        window_runs=memory["window_runs"],
+    )
+
+
+def _model_file(lock: Lock) -> tuple[str, Digest] | None:
+    named = (n for n in lock.parts["model"] if n.startswith("file "))
+    return next(((n.removeprefix("file "), lock.parts["model"][n].sha256) for n in named), None)
+
+
+def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
+    return LockedTool(
+        name=name,
+        definition=value["definition"],
+        pin=digest_json(value["definition"]),
+        effect=Effect(value["effect"]),
+        dedupe_on=tuple(value["dedupe_on"]) if "dedupe_on" in value else None,
+        tier=Tier(value["isolation"]),
+        egress=tuple(value["egress"]),
+        env=value["env"],
+        limits=LimitsSection(**value["limits"]),
+        timeout_s=value["timeout_s"],
+        fee_usd=Decimal(value["fee_usd"]),
+        source=value["source"],
+        code=value["code"],
+    )

@@ -1,0 +1,167 @@
+"""`agent.toml` as types: the parsing boundary. Everything a user may write, with its default and its range."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+
+from lockstep.values import Effect
+
+FILE_MODELS = ("scripted", "recorded")
+"""Models whose replies come from a file of the agent; the file is part of the model dimension."""
+
+MODEL_NAME_RULE = "a model is named `provider:model`, like openai:gpt-4o or scripted:script.jsonl"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+def _exact(number: int) -> int:
+    if abs(number) >= 2**53:
+        raise ValueError(f"is {number}: larger than a JSON number can be exact")
+    return number
+
+
+# Strict, because pydantic would read `true` and "10" as numbers; exact, because a digest is over RFC 8785 JSON.
+Whole = Annotated[int, Strict(), AfterValidator(_exact)]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+
+
+def _inside(path: str) -> str:
+    steps = path.split("/")
+    if not path or path.startswith("/") or ".." in steps or "\0" in path or set(steps) <= {"", "."}:
+        raise ValueError(f"is {path!r}: it must be a path inside the agent's directory")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AgentSection(_Section):
+    name: Name
+    description: str = ""
+
+
+class Prices(_Section):
+    """US dollars per million tokens."""
+
+    input: Decimal = Field(ge=0)
+    output: Decimal = Field(ge=0)
+    cache_read: Decimal | None = Field(default=None, ge=0)
+    cache_write: Decimal | None = Field(default=None, ge=0)
+
+
+class ModelSection(_Section):
+    name: str = Field(pattern=r"^[a-z0-9_-]+:.+$")
+    """`provider:model`; `scripted:FILE` and `recorded:FILE` need no provider."""
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    max_tokens: Whole | None = Field(default=None, gt=0)
+    seed: Whole | None = None
+    parallel_tool_calls: Flag | None = None
+    timeout_s: Number = Field(default=120, gt=0)
+    base_url: str | None = None
+    api_key_env: str | None = None
+    prices: Prices | None = None
+
+
+class PromptSection(_Section):
+    file: RelativePath
+
+
+class McpServer(_Section):
+    command: tuple[str, ...] = Field(min_length=1)
+
+
+class LimitsSection(_Section):
+    """What one call may use."""
+
+    memory_mb: Whole = Field(default=512, ge=32, le=65536)
+    cpu_s: Number = Field(default=30, gt=0)
+    processes: Whole = Field(default=16, ge=1, le=4096)
+    open_files: Whole = Field(default=256, ge=16, le=65536)
+    file_mb: Whole = Field(default=32, ge=1)
+    disk_mb: Whole = Field(default=64, ge=1)
+    output_kb: Whole = Field(default=1024, ge=1, le=8192)
+
+
+class ToolSource(_Section):
+    """One `[[tools]]`: a Python module or an MCP server, and how its tools may run."""
+
+    python: RelativePath | None = None
+    mcp: McpServer | None = None
+    code: tuple[RelativePath, ...] = ()
+    """Further files or directories the tools need, mounted beside the module."""
+    include: tuple[str, ...] | None = None
+    """The tools this entry provides; absent means all of the source."""
+    effect: Effect = Effect.ONCE
+    dedupe_on: tuple[str, ...] | None = None
+    isolation: Literal["microvm", "gvisor", "process"] = "gvisor"
+    egress: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    timeout_s: Number = Field(default=30, gt=0, le=86400)
+    fee_usd: Decimal = Field(default=Decimal(0), ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.python is None) == (self.mcp is None):
+            raise ValueError('needs either `python = "FILE"` or `mcp = { command = [...] }`, and not both')
+        return self
+
+
+class PolicySection(_Section):
+    files: tuple[RelativePath, ...] = ()
+    approval_expires_s: Number = Field(default=86400, gt=0)
+
+
+class MemorySection(_Section):
+    window_runs: Whole = Field(default=20, ge=0)
+    """How many earlier runs of the session the prompt holds."""
+
+
+class BudgetSection(_Section):
+    steps: Whole = Field(default=25, ge=1)
+    calls: Whole = Field(default=100, ge=0)
+    cost_usd: Decimal | None = Field(default=None, ge=0)
+    wall_s: Number = Field(default=900, gt=0)
+    """Without the time spent waiting for people."""
+    malformed: Whole = Field(default=3, ge=0)
+    """Malformed replies in a row (unknown tool, invalid arguments) before the run stops."""
+    model_retries: Whole = Field(default=4, ge=0)
+    """Repeats of one request after a transient provider error."""
+
+
+class ScenariosSection(_Section):
+    files: tuple[RelativePath, ...] = ()
+
+
+class AgentSpec(_Section):
+    """A whole `agent.toml`."""
+
+    agent: AgentSection
+    model: ModelSection
+    prompt: PromptSection
+    tools: tuple[ToolSource, ...] = ()
+    policy: PolicySection = Field(default_factory=PolicySection)
+    memory: MemorySection = Field(default_factory=MemorySection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    scenarios: ScenariosSection = Field(default_factory=ScenariosSection)
+
+    @field_validator("model")
+    @classmethod
+    def _model_file_inside(cls, model: ModelSection) -> ModelSection:
+        """Here and not in `ModelSection`: a model given on the command line may be a file anywhere."""
+        provider, _, file = model.name.partition(":")
+        if provider in FILE_MODELS:
+            try:
+                _inside(file)
+            except ValueError as error:
+                raise ValueError(f"has a name whose file {error}") from None
+        return model

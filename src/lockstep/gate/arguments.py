@@ -1,0 +1,114 @@
+"""Arguments of a call: from the model's raw text to a value that its tool's JSON Schema accepts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import jsonschema_rs
+
+from lockstep.errors import ConfigError
+from lockstep.values import JsonObject, canonical
+
+MAX_BYTES = 1 << 20
+SHOWN_PROBLEMS = 5
+
+
+class Malformed(ValueError):
+    """The text is not arguments for this tool; the message is for the model to correct itself by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Arguments as a value and as the RFC 8785 bytes that identify it."""
+
+    value: JsonObject
+    canonical: bytes
+
+
+class ArgumentChecker:
+    """Compiled validators of the locked tools' input schemas. A `$ref` beyond the schema itself is refused."""
+
+    def __init__(self, schemas: Mapping[str, JsonObject]) -> None:
+        self._validators = {name: _compile(name, schema) for name, schema in schemas.items()}
+
+    def parse(self, tool: str, text: str) -> Arguments:
+        """The arguments, valid for this tool.
+
+        Raises:
+            Malformed: not JSON, not an object, not valid, or without a canonical form.
+        """
+        arguments = read(text)  # first, because the validator takes only what has a canonical form
+        validator = self._validators[tool]
+        if not validator.is_valid(arguments.value):
+            raise Malformed("; ".join(_problems(validator, arguments.value)))
+        return arguments
+
+
+def read(text: str) -> Arguments:
+    """The arguments as they stand in a model's text, without asking whether a tool takes them.
+
+    Raises:
+        Malformed: not JSON, not an object, or without a canonical form.
+    """
+    value = _object(text)
+    try:
+        return Arguments(value, canonical(value))
+    except ValueError as error:
+        raise Malformed(f"the arguments cannot be used: {error}") from error
+
+
+def _object(text: str) -> JsonObject:
+    if len(text) > MAX_BYTES:
+        raise Malformed(f"the arguments are {len(text)} characters long; at most {MAX_BYTES} are taken")
+    if not text.strip():
+        return {}  # what several providers send for a call without arguments
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(f"the arguments are not valid JSON: {error}") from error
+    except RecursionError:
+        raise Malformed("the arguments are nested too deeply") from None
+    if not isinstance(value, dict):
+        raise Malformed("the arguments must be a JSON object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Malformed(f"the arguments are not valid JSON: {name} is not a JSON value")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A repeated key means two readers could see two different calls."""
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise Malformed(f"the key {key!r:.100} stands twice in one object")
+        value[key] = item
+    return value
+
+
+def _problems(validator: Any, arguments: JsonObject) -> list[str]:
+    out: list[str] = []
+    for error in validator.iter_errors(arguments):
+        if len(out) == SHOWN_PROBLEMS:
+            out.append("and more")
+            break
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
+        out.append(f"{place.lstrip('.')}: {error.message}" if place else error.message)
+    return [problem[:300] for problem in out]
+
+
+def _compile(name: str, schema: JsonObject) -> Any:
+    try:
+        return jsonschema_rs.Draft202012Validator(dict(schema), offline=True)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The input schema of tool {name!r} is not usable: {reason}.",
+            remedy="Correct the schema; references must stay inside it.",
+        ) from error

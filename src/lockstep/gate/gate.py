@@ -1,0 +1,207 @@
+"""The gate: judges every tool call and mints the permits. It never executes.
+
+In order: the tool is in the lock; the arguments are valid; the call is not one that must not be repeated; the budget
+has room; Cedar policy allows it, asks a person, or (by default) denies. That the tool's live definition matches its
+pin is checked where the definition is seen: in the sandbox, before the call is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lockstep.agent.locked import LockedAgent, LockedTool
+from lockstep.errors import PermitError
+from lockstep.gate.arguments import ArgumentChecker, Arguments, Malformed, read
+from lockstep.gate.permit import Permit, PermitMint
+from lockstep.gate.policy import Policies, PolicyRequest
+from lockstep.journal.events import CallJudged
+from lockstep.kernel.state import CallState, Phase, Receipt, State
+from lockstep.values import Digest, Effect, JsonObject, digest_json, now_ms, sha256
+
+PERMIT_TTL_MS = 60_000
+"""A permit is for now: long enough for a queue, too short to be kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """A call let go: the right to run it, and exactly what that right is for."""
+
+    permit: Permit
+    arguments: JsonObject
+    digest: Digest
+    key: Digest
+    """The same for calls that mean the same effect in a session."""
+
+
+class Gate:
+    """The gate of one locked agent. Holds no state of runs: what it must know comes with the run's `State`."""
+
+    def __init__(self, agent: LockedAgent, policies: Policies) -> None:
+        self.agent = agent
+        self._policies = policies
+        self._arguments = ArgumentChecker({name: tool.input_schema for name, tool in agent.tools.items()})
+        self._mint = PermitMint()
+
+    def judge(self, state: State, call: CallState) -> CallJudged:
+        """The verdict on a call the model asked for; every reason is in it."""
+        tool = self.agent.tools.get(call.name)
+        if tool is None:
+            known = ", ".join(self.agent.tools) or "none"
+            return _invalid(call, "tool_hallucinated", f"There is no tool {call.name!r:.100}. Tools: {known}.")
+        try:
+            arguments = self._arguments.parse(tool.name, call.arguments)
+        except Malformed as problem:
+            note = f"Invalid arguments for {tool.name}: {problem}. Correct them and call again."
+            return _invalid(call, "tool_args_malformed", note)
+        digest = _call_digest(state, call, tool, arguments)
+        key = _effect_key(state, tool, arguments) if tool.dedupe_on is not None else ""
+        if key and (receipt := state.receipts.get(key)) is not None:
+            return _repeated(call, tool, digest, key, receipt)
+        if (over := self._over_budget(state, tool)) is not None:
+            return _denied(call, tool, digest, "budget", (over,))
+        return self._by_policy(state, call, tool, arguments, digest, key)
+
+    def release(self, state: State, call: CallState, now_ms: int) -> Release:
+        """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
+
+        Raises:
+            PermitError: it was not let through, or what would run is not what was judged; nothing ran.
+        """
+        if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
+            raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
+        tool = self.agent.tools[call.name]
+        arguments = read(call.arguments)
+        digest = _call_digest(state, call, tool, arguments)
+        if digest != call.digest:
+            raise PermitError(
+                f"Call {call.id} of run {state.run} is not the one that was judged.",
+                remedy=f"`lockstep verify {state.run}` says whether its record was changed.",
+            )
+        return Release(
+            permit=self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS),
+            arguments=arguments.value,
+            digest=digest,
+            key=Digest(call.dedupe_key) if call.dedupe_key else _effect_key(state, tool, arguments),
+        )
+
+    def _over_budget(self, state: State, tool: LockedTool) -> str | None:
+        limit, spent = self.agent.budget.cost_usd, state.totals.cost_usd
+        if limit is None or not tool.fee_usd:
+            return None
+        if spent is None or spent + tool.fee_usd > limit:
+            return f"the fee of {tool.name} (${tool.fee_usd:f}) would exceed budget.cost_usd (${limit:f})"
+        return None
+
+    def _by_policy(
+        self, state: State, call: CallState, tool: LockedTool, arguments: Arguments, digest: Digest, key: str
+    ) -> CallJudged:
+        decision = self._policies.decide(
+            PolicyRequest(
+                principal=state.principal,
+                tool=tool.name,
+                agent=self.agent.name,
+                arguments=arguments.value,
+                input_schema=tool.input_schema,
+                effect=tool.effect.value,
+                session=state.session,
+                steps=state.totals.steps,
+                calls=state.totals.calls,
+                cost_usd=state.totals.cost_usd,
+            )
+        )
+        if decision.verdict == "deny":
+            return _denied(call, tool, digest, "policy_denied", decision.reasons, decision.policies)
+        return CallJudged(
+            call=call.id,
+            verdict=decision.verdict,
+            digest=digest,
+            effect=tool.effect.value,
+            policies=decision.policies,
+            reasons=decision.reasons if decision.verdict == "ask" else (),
+            question=decision.question,
+            dedupe_key=key,
+        )
+
+
+def _call_digest(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
+    """The identity of exactly this call: what approvals and permits are bound to."""
+    rest = {"call": call.id, "pin": tool.pin, "run": state.run, "tool": tool.name}
+    return _digest_of("arguments", arguments.canonical, rest)
+
+
+def _effect_key(state: State, tool: LockedTool, arguments: Arguments) -> Digest:
+    """The same for calls that mean the same effect in a session: `dedupe_on` fields, or all arguments."""
+    rest = {"session": state.session, "tool": tool.name}
+    if tool.dedupe_on is None:
+        return _digest_of("fields", arguments.canonical, rest)
+    return digest_json({"fields": {name: arguments.value.get(name) for name in tool.dedupe_on}, **rest})
+
+
+def _digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:
+    """`digest_json({name: value, **rest})` of a value that is canonical already; `name` sorts before the rest.
+
+    Of plain strings, sorted JSON without spaces is canonical as it is.
+    """
+    text = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return sha256(b'{"%b":%b,%b' % (name.encode(), value, text[1:].encode()))
+
+
+def _invalid(call: CallState, error_type: str, note: str) -> CallJudged:
+    return CallJudged(call=call.id, verdict="invalid", error_type=error_type, note=note, effect=Effect.READ.value)
+
+
+def _denied(
+    call: CallState,
+    tool: LockedTool,
+    digest: Digest,
+    error_type: str,
+    reasons: tuple[str, ...],
+    policies: tuple[str, ...] = (),
+) -> CallJudged:
+    # The model learns that and by what rule it was denied, not the operator's details of the evaluation.
+    by = f" ({', '.join(policies)})" if policies else ""
+    note = f"Not run: {tool.name} with these arguments was denied by {error_type.removesuffix('_denied')}{by}."
+    return CallJudged(
+        call=call.id,
+        verdict="deny",
+        digest=digest,
+        effect=tool.effect.value,
+        policies=policies,
+        reasons=reasons,
+        error_type=error_type,
+        note=note,
+    )
+
+
+def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, receipt: Receipt) -> CallJudged:
+    if receipt.in_doubt:
+        reason = f"the same call is in doubt at {receipt.where}: settle that first"
+        note = f"Not run: nobody knows yet whether the same {tool.name} of before happened. Do not ask for it again."
+        return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=note)
+    note = (
+        f"{receipt.text}\n\n[This call was already made ({receipt.where}); it was not run again. This is its result.]"
+    )
+    return CallJudged(
+        call=call.id,
+        verdict="allow",
+        digest=digest,
+        effect=tool.effect.value,
+        reasons=(f"already done at {receipt.where}",),
+        note=note,
+        dedupe_key=key,
+        duplicate_of=receipt.where,
+    )
+
+
+class Describing:
+    """Permits to ask a tool source what it offers: the one sandbox start that is not a call."""
+
+    def __init__(self) -> None:
+        self._mint = PermitMint()
+
+    def permit(self, source: LockedTool) -> tuple[Permit, Digest]:
+        """A permit and the digest it is bound to: this source with this code, asked once."""
+        digest = digest_json({"describe": source.source, "code": dict(source.code)})
+        return self._mint.issue(digest, expires_at_ms=now_ms() + PERMIT_TTL_MS), digest
