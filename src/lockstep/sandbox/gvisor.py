@@ -1,0 +1,208 @@
+"""gVisor: each call in a fresh `runsc` sandbox that is destroyed afterwards.
+
+Chooses how to run (`canary`), redeems permits, and guarantees the end of every sandbox; `gvisor_process` runs one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from lockstep.errors import SandboxUnavailable
+from lockstep.gate.permit import Permit
+from lockstep.sandbox.canary import passes
+from lockstep.sandbox.contract import Findings, Process, SandboxSpec
+from lockstep.sandbox.egress import EgressProxy
+from lockstep.sandbox.gvisor_process import GVisorProcess, spawn
+from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
+from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
+from lockstep.values import Digest, Tier, now_ms
+
+_DELETE_S = 10.0
+_REMOVAL_ATTEMPTS = 40
+_REMOVAL_PAUSE_S = 0.025
+_REMEDY = "Run `lockstep doctor` to see what this machine can do."
+
+
+class GVisor:
+    """The gVisor tier. `state_dir` remembers which way works here and which sandboxes exist."""
+
+    def __init__(self, state_dir: Path, runsc: str | None = None) -> None:
+        self._named = runsc
+        self._ledger = Ledger(state_dir)
+        self._proven = ProvenWay(state_dir / "gvisor.json")
+        self._way: Runsc | None = None
+        self._findings: Findings | None = None
+        self._canary_lock = asyncio.Lock()
+
+    @property
+    def tier(self) -> Tier:
+        return Tier.GVISOR
+
+    async def canary(self) -> Findings:
+        async with self._canary_lock:
+            if self._findings is None:
+                self._findings = await self._search()
+            return self._findings
+
+    @asynccontextmanager
+    async def open(self, spec: SandboxSpec, permit: Permit, call_digest: Digest) -> AsyncIterator[Process]:
+        permit.redeem(call_digest, now_ms())
+        began = time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                process = await stack.enter_async_context(self.sandbox(await self._choose(), spec, began))
+            except SandboxUnavailable:
+                if not self._forget_remembered_way():
+                    raise
+                process = await stack.enter_async_context(self.sandbox(await self._choose(), spec, began))
+            process.start_clock()
+            yield process
+
+    @asynccontextmanager
+    async def sandbox(self, way: Runsc, spec: SandboxSpec, began: float) -> AsyncIterator[GVisorProcess]:
+        """A started sandbox without permit and with a stopped clock: for the canary, and for a pool that redeems later.
+
+        Raises:
+            ConfigError: the mounts of the spec are refused.
+            SandboxUnavailable: it did not start; nothing of it is left.
+        """
+        remains = self._create()
+        proxy: EgressProxy | None = None
+        process: GVisorProcess | None = None
+        try:
+            if spec.egress:
+                proxy = EgressProxy(spec.egress, spec.identity)
+                await proxy.listen(remains.egress_socket)
+            process = await spawn(way, spec, remains, proxy, began)
+            await process.started()
+        except OSError as error:
+            await _to_the_end(self._end(way, remains, process, proxy))
+            raise _unwritable(error) from error
+        except BaseException:
+            await _to_the_end(self._end(way, remains, process, proxy))
+            raise
+        try:
+            yield process
+        finally:
+            await _to_the_end(self._end(way, remains, process, proxy))
+
+    async def sweep(self) -> int:
+        orphans = list(self._ledger.orphans())
+        for remains in orphans:
+            await self._hunt(remains)
+            await self._remove(remains)
+        return len(orphans)
+
+    async def _end(
+        self, way: Runsc, remains: Remains, process: GVisorProcess | None, proxy: EgressProxy | None
+    ) -> None:
+        try:
+            clean = process is not None and await process.close()
+            if not clean:
+                await self._hunt(remains)
+                await _delete(way, remains)
+            if proxy is not None:
+                await proxy.close()
+        finally:
+            await self._remove(remains)
+
+    def _create(self) -> Remains:
+        try:
+            return self._ledger.create()
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    async def _hunt(self, remains: Remains) -> None:
+        """Kill every process of this sandbox and wait until none is seen any more."""
+        for _ in range(_REMOVAL_ATTEMPTS):
+            if not kill_processes(remains):
+                return
+            await asyncio.sleep(_REMOVAL_PAUSE_S)
+
+    async def _remove(self, remains: Remains) -> None:
+        """Remove files and control group; what resists stays recorded for the next sweep."""
+        for _ in range(_REMOVAL_ATTEMPTS):
+            remove_files(remains)
+            if is_gone(remains):
+                self._ledger.forget(remains)
+                return
+            await asyncio.sleep(_REMOVAL_PAUSE_S)  # a control group stays busy until its last process is reaped
+
+    async def _choose(self) -> Runsc:
+        if self._way is None:
+            self._way = self._proven.load(locate(self._named))
+        if self._way is None:
+            findings = await self.canary()
+            if self._way is None:
+                raise SandboxUnavailable("gVisor cannot run on this machine.", remedy=findings.remedy or _REMEDY)
+        return self._way
+
+    def _forget_remembered_way(self) -> bool:
+        """Drop the way that just failed; True when it was only remembered, so that searching again makes sense."""
+        self._proven.forget()
+        remembered = self._findings is None
+        self._way = None
+        self._findings = None
+        return remembered
+
+    async def _search(self) -> Findings:
+        """Try every way with a real sandbox; the first that starts and refuses what it must is remembered."""
+        try:
+            candidates = await ways(locate(self._named))
+        except SandboxUnavailable as error:
+            return self._result((("runsc", error.message),), error.remedy, available=False)
+        details: tuple[tuple[str, str], ...] = (("runsc", f"{candidates[0].path}, {candidates[0].version}"),)
+        for way in candidates:
+            available, seen = await passes(way, self.sandbox)
+            details += seen
+            if available:
+                self._way = way
+                self._proven.save(way)
+                return self._result(details, "", available=True)
+        remedy = (
+            "Run as root, or allow user namespaces (sysctl user.max_user_namespaces)."
+            if candidates[0].rootless
+            else "Try the newer runsc of Debian 13, or allow ptrace on this host."
+        )
+        return self._result(details, remedy, available=False)
+
+    def _result(self, details: tuple[tuple[str, str], ...], remedy: str, *, available: bool) -> Findings:
+        return Findings(tier=self.tier, backend="gvisor", available=available, details=details, remedy=remedy)
+
+
+def _unwritable(error: OSError) -> SandboxUnavailable:
+    message = f"The files of a sandbox cannot be written: {error.strerror or error} ({error.filename})."
+    return SandboxUnavailable(message, remedy="Free some space, or name a writable directory in TMPDIR.")
+
+
+async def _delete(way: Runsc, remains: Remains) -> None:
+    """`runsc delete --force`: for a sandbox whose own `runsc run` could not clean up."""
+    command = way.command(remains.state_root, "delete", "--force", remains.id)
+    with contextlib.suppress(OSError):
+        quiet = asyncio.subprocess.DEVNULL
+        child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet, env=RUNSC_ENV)
+        try:
+            await asyncio.wait_for(child.wait(), _DELETE_S)
+        except TimeoutError:
+            child.send_signal(signal.SIGKILL)
+            await child.wait()
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """Finish this however often we are cancelled meanwhile, then let the cancellation through."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -1,0 +1,179 @@
+"""What sandboxes leave on the host, recorded before it exists, so that a later process can destroy it.
+
+One record per sandbox below the state directory names its temporary directory, its control group and its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lockstep.values import new_token
+
+_SOCKET_PATH_LIMIT = 108  # sun_path; runsc adds its own names below our directory
+_LONGEST_NAME = 40
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remains:
+    """What one sandbox has on the host: `directory` (mode 0700, short path), `cgroup` name, owner."""
+
+    id: str
+    directory: str
+    owner_pid: int
+    owner_started: int
+
+    @property
+    def state_root(self) -> Path:
+        """Where runsc keeps its state; appears in the arguments of each of its processes."""
+        return Path(self.directory, "r")
+
+    @property
+    def bundle(self) -> Path:
+        return Path(self.directory, "b")
+
+    @property
+    def log(self) -> Path:
+        return Path(self.directory, "log")
+
+    @property
+    def egress_socket(self) -> Path:
+        return Path(self.directory, "e.sock")
+
+    @property
+    def cgroup(self) -> str:
+        return f"lockstep-{self.id}"
+
+
+class Ledger:
+    """The records of live sandboxes of one state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "sandboxes"
+
+    def create(self) -> Remains:
+        """Record a new sandbox, then make its directories.
+
+        Raises:
+            OSError: one of both cannot be written; neither is left.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        token = new_token("s")
+        remains = Remains(
+            id=token,
+            directory=f"{_short_temporary_directory()}/lockstep-{token}",
+            owner_pid=os.getpid(),
+            owner_started=_started(os.getpid()) or 0,
+        )
+        draft = self._folder / f"{token}.draft"
+        try:
+            draft.write_text(json.dumps(asdict(remains)))
+            draft.replace(self._folder / f"{token}.json")
+            os.mkdir(remains.directory, 0o700)
+            remains.state_root.mkdir()
+            remains.bundle.mkdir()
+        except OSError:
+            draft.unlink(missing_ok=True)
+            remove_files(remains)
+            self.forget(remains)
+            raise
+        return remains
+
+    def forget(self, remains: Remains) -> None:
+        (self._folder / f"{remains.id}.json").unlink(missing_ok=True)
+
+    def orphans(self) -> Iterator[Remains]:
+        """What belongs to no living process."""
+        if not self._folder.is_dir():
+            return
+        for record in self._folder.iterdir():
+            try:
+                remains = Remains(**json.loads(record.read_text()))
+            except (ValueError, TypeError):
+                record.unlink(missing_ok=True)  # cut short while it was written: nothing existed yet
+                continue
+            if _started(remains.owner_pid) != remains.owner_started:
+                yield remains
+
+
+def kill_processes(remains: Remains) -> int:
+    """SIGKILL every runsc process of this sandbox, found by its state directory; returns how many."""
+    mark = f"--root={remains.state_root}".encode()
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (entry / "cmdline").read_bytes().split(b"\0"):
+                killed += _kill(int(entry.name), mark)
+    return killed
+
+
+def remove_files(remains: Remains) -> None:
+    """Remove the sandbox's directory and control group, unless something is still mounted below."""
+    for cgroup in _cgroup_directories(remains.cgroup):
+        with contextlib.suppress(OSError):
+            cgroup.rmdir()
+    directory = Path(remains.directory)
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and directory.name == remains.cgroup
+    if ours and not _has_mounts(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def is_gone(remains: Remains) -> bool:
+    """Whether neither directory nor control group is left (a group with a process in it cannot be removed)."""
+    return not os.path.lexists(remains.directory) and not any(_cgroup_directories(remains.cgroup))
+
+
+def _cgroup_directories(name: str) -> Iterator[Path]:
+    yield from (path for path in (_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")) if path.is_dir())
+
+
+def _kill(pid: int, mark: bytes) -> bool:
+    """Kill exactly the process that carries the mark: pinned first, checked again, then signalled."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if mark in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return True
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return False
+
+
+def _has_mounts(directory: Path) -> bool:
+    """A leaked bind mount below must never be followed by a recursive delete."""
+    below = f"{directory}/"
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4].startswith(below) for line in mounts)
+
+
+def _short_temporary_directory() -> str:
+    chosen = tempfile.gettempdir()
+    return chosen if len(chosen) + _LONGEST_NAME + 20 < _SOCKET_PATH_LIMIT else "/tmp"
+
+
+def _started(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

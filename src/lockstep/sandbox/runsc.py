@@ -1,0 +1,162 @@
+"""The `runsc` binary: where it is, what this build understands, and how this machine can run it.
+
+Knows flags and nothing else: no bundles, no processes of sandboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lockstep.errors import SandboxUnavailable
+
+INSTALL = "Install it with `apt-get install runsc` (Debian 12 or newer), or name a binary in LOCKSTEP_RUNSC."
+ANSWER_S = 10.0
+RUNSC_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+"""All that runsc sees of our environment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runsc:
+    """One way to run one build of runsc on this machine; `platform` and `cgroups` are proven by the canary."""
+
+    path: str
+    version: str
+    platform: str
+    cgroups: bool
+    rootless: bool
+    flags: tuple[str, ...]
+    """Flags of this build that we use when it has them."""
+    uds_flag: str
+    """The flag that lets a sandbox connect to sockets that were bound into it."""
+
+    def command(self, root: Path, *arguments: str, log: Path | None = None, egress: bool = False) -> list[str]:
+        """The argument vector of one `runsc` invocation with its state below `root`."""
+        options = [f"--root={root}", f"--platform={self.platform}", "--network=none", *self.flags]
+        if self.rootless:
+            options.append("--rootless")
+        if not self.cgroups:
+            options.append("--ignore-cgroups")
+        if egress:
+            options.append(self.uds_flag)
+        if log is not None:
+            options += [f"--log={log}", "--log-format=json"]
+        return [self.path, *options, *arguments]
+
+
+def locate(named: str | None) -> str:
+    """The path of `runsc`: the argument, then LOCKSTEP_RUNSC, then PATH.
+
+    Raises:
+        SandboxUnavailable: there is none.
+    """
+    wanted = named or os.environ.get("LOCKSTEP_RUNSC") or "runsc"
+    found = shutil.which(wanted)
+    if found is None:
+        raise SandboxUnavailable(f"gVisor's {wanted} is not an executable on this machine.", remedy=INSTALL)
+    return os.path.realpath(found)
+
+
+async def ways(path: str) -> list[Runsc]:
+    """Every way to run this build that is worth trying, best first: systrap before ptrace, cgroups before none.
+
+    Raises:
+        SandboxUnavailable: the binary does not answer.
+    """
+    version = (await _answer(path, "--version")).partition("\n")[0].removeprefix("runsc version ")
+    described = _described(await _answer(path, "flags"))
+    rootless = os.geteuid() != 0
+    flags = tuple(
+        flag
+        for flag in ("-overlay2=none", "-file-access-mounts=exclusive")
+        if flag.removeprefix("-").partition("=")[0] in described
+    )
+    platforms = ["systrap"] if "systrap" in described.get("platform", "") else []
+    return [
+        Runsc(
+            path=path,
+            version=version,
+            platform=platform,
+            cgroups=cgroups,
+            rootless=rootless,
+            flags=flags,
+            uds_flag="-host-uds=open" if "host-uds" in described else "-fsgofer-host-uds",
+        )
+        for platform in [*platforms, "ptrace"]
+        for cgroups in ([False] if rootless else [True, False])
+    ]
+
+
+class ProvenWay:
+    """Remembers across processes which way passed the canary; forgets when binary, kernel or user changed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def load(self, path: str) -> Runsc | None:
+        try:
+            stored = json.loads(self._file.read_text())
+            if stored["key"] != _key(path):
+                return None
+            way = stored["way"]
+            return Runsc(**{**way, "flags": tuple(way["flags"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, way: Runsc) -> None:
+        text = json.dumps({"key": _key(way.path), "way": asdict(way)})
+        draft = self._file.with_suffix(f".{os.getpid()}")
+        draft.write_text(text)
+        draft.replace(self._file)
+
+    def forget(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+
+def _key(path: str) -> list[str | int]:
+    return [path, os.stat(path).st_mtime_ns, os.uname().release, os.geteuid()]
+
+
+async def _answer(path: str, *arguments: str) -> str:
+    try:
+        child = await asyncio.create_subprocess_exec(
+            path,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        raise SandboxUnavailable(f"{path} does not start: {error.strerror}.", remedy=INSTALL) from error
+    try:
+        out, _ = await asyncio.wait_for(child.communicate(), ANSWER_S)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+        raise SandboxUnavailable(f"{path} {arguments[0]} gave no answer in {ANSWER_S:.0f} s.", remedy=INSTALL) from None
+    if child.returncode != 0:
+        raise SandboxUnavailable(f"{path} {arguments[0]} failed (exit code {child.returncode}).", remedy=INSTALL)
+    return out.decode(errors="replace")
+
+
+def _described(flags: str) -> dict[str, str]:
+    """Flag name -> its help text, from `runsc flags`."""
+    return dict(_flag_entries(flags))
+
+
+def _flag_entries(flags: str) -> Iterator[tuple[str, str]]:
+    name, text = "", ""
+    for line in flags.splitlines():
+        if line.startswith("  -"):
+            if name:
+                yield name, text
+            name, text = line.strip(" -").split(" ")[0], ""
+        else:
+            text += line
+    if name:
+        yield name, text

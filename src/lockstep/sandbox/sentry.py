@@ -1,0 +1,134 @@
+"""gVisor's sentry as the host sees it: is it running, what has it used, end it now.
+
+Reads runsc's own state file and /proc; nothing in here can be forged from inside a sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+_BLOCK = 512  # bytes per block in struct stat
+_TICKS = os.sysconf("SC_CLK_TCK")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Sentry:
+    """Handle on the process that holds one sandbox; safe against reuse of its pid."""
+
+    def __init__(self, state_root: Path, cgroup: str | None) -> None:
+        self._state_root = state_root
+        self._cgroup = cgroup
+        self._pid: int | None = None
+        self._pidfd: int | None = None
+        self._memory: Path | None = None
+        self.cpu_s: float | None = None
+        self.peak_memory_bytes: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether runsc has come as far as making the sandbox."""
+        return self._pid is not None
+
+    def running(self) -> bool:
+        """Whether runsc has recorded that the process inside was started."""
+        for file in self._state_root.glob("*.state"):
+            try:
+                state = json.loads(file.read_text())
+                self._attach(int(state["sandbox"]["pid"]))
+                return bool(state["status"] == "running")
+            except (OSError, ValueError, KeyError, TypeError):
+                return False  # being written
+        return False
+
+    def kill(self) -> bool:
+        """SIGKILL; False when the sentry is not known yet. `runsc run` then cleans up behind it."""
+        if self._pidfd is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return True
+
+    def sample(self) -> None:
+        """Measure now: CPU, and bytes used by the sandbox (its memory, its files, gVisor's own)."""
+        if self._pid is None:
+            return
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            self.cpu_s = max(self._measured_cpu_s(), self.cpu_s or 0.0)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            used = self._guest_memory() + _anonymous(self._pid)
+            self.peak_memory_bytes = max(used, self.peak_memory_bytes or 0)
+
+    def close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._pid = None
+
+    def _attach(self, pid: int) -> None:
+        if self._pid is None and pid > 0:
+            self._pidfd = os.pidfd_open(pid)
+            self._pid = pid
+
+    def _guest_memory(self) -> int:
+        """What is allocated of the memory file that backs everything inside, tmpfs included."""
+        if self._memory is None:
+            for entry in Path(f"/proc/{self._pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if entry.readlink().name.startswith("memfd:runsc-memory"):
+                        self._memory = entry
+        return self._memory.stat().st_blocks * _BLOCK if self._memory else 0
+
+    def _measured_cpu_s(self) -> float:
+        if self._cgroup is not None:
+            return cgroup_cpu_s(self._cgroup)
+        total, todo = 0, [self._pid]
+        while todo:
+            pid = todo.pop()
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += sum(int(ticks) for ticks in fields[11:15])
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    todo += [int(child) for child in (thread / "children").read_text().split()]
+        return total / _TICKS
+
+
+def cgroup_cpu_s(name: str) -> float:
+    """CPU seconds used by a control group, from either version of the hierarchy."""
+    with contextlib.suppress(OSError):
+        return int((_CGROUPS / "cpuacct" / name / "cpuacct.usage").read_text()) / 1e9
+    with contextlib.suppress(OSError):
+        return int((_CGROUPS / "cpu,cpuacct" / name / "cpuacct.usage").read_text()) / 1e9
+    first = (_CGROUPS / name / "cpu.stat").read_text().split("\n", 1)[0]
+    return int(first.split()[1]) / 1e6
+
+
+def fatal_error(log: Path) -> str:
+    """What runsc itself died of, in its own words; "" when it did not. The log cannot be written from inside."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, AttributeError, KeyError):
+            entry = json.loads(line)
+            if entry.get("level") == "error":  # gVisor logs what happens inside as warnings at most
+                return str(entry["msg"]).removeprefix("FATAL ERROR: ").strip()
+    return ""
+
+
+def trim_log(log: Path, limit_bytes: int) -> None:
+    """A process inside can make runsc log without end; runsc appends, so cutting is safe."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > limit_bytes:
+            os.truncate(log, 0)
+
+
+def _anonymous(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,60 @@
+"""The tool port: a permitted call in, an outcome out. A failing tool is an outcome, not an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lockstep.agent.locked import LockedTool
+from lockstep.gate.permit import Permit
+from lockstep.values import Digest, JsonObject, RunId, Tier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PermittedCall:
+    """What to run: the locked tool, validated arguments, and who it is for."""
+
+    run: RunId
+    session: str
+    id: str
+    tool: LockedTool
+    arguments: JsonObject
+    digest: Digest
+    key: str
+    """Idempotency key: the same for every attempt at the same effect in a session."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of it. `kind` is `ok`, `tool_error`, `timeout`, `output_too_large`, `process_ended`, `bad_reply`,
+    `pin_mismatch`, `import_error`, `sandbox_unavailable`, or `result_unusable` (it ran, its result cannot be sent)."""
+
+    kind: str
+    text: str
+    """For the model."""
+    detail: str = ""
+    """For the operator: traceback, stderr."""
+    unknown: bool = False
+    """The call was let go and nobody can say whether its effect happened."""
+    tier: Tier = Tier.NONE
+    queue_ms: float = 0.0
+    start_ms: float = 0.0
+    run_ms: float = 0.0
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
+
+
+class ToolHost(Protocol):
+    """Runs permitted calls. Knows nothing of policy."""
+
+    async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
+        """Run one call once.
+
+        Raises:
+            PermitError: the permit is not for this call; nothing ran.
+        """
+
+    async def sweep(self) -> None:
+        """Destroy what an earlier process of this store left running. Before any reconciling."""
