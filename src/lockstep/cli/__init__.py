@@ -1,0 +1,1 @@
+"""The terminal face. Refuses logic that a library user would miss."""

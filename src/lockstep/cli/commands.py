@@ -1,0 +1,324 @@
+"""What each command does. Every function returns its exit code; what a user got wrong is raised as LockstepError."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from lockstep import wiring
+from lockstep.agent.diff import diff as diff_locks
+from lockstep.agent.load import read_text
+from lockstep.agent.lock import Lock, from_text, read_lock, to_text, write_lock
+from lockstep.agent.locked import locked_agent
+from lockstep.cli import scaffold
+from lockstep.cli.report import BAD_INPUT, FINISHED, INTERNAL, as_json, exit_code, row_as_json, waiting_as_json
+from lockstep.cli.show import Live, cost_text, print_changes, print_result, print_run, print_trace
+from lockstep.cli.stores import existing, find, looking, opened
+from lockstep.cli.terminal import console, count, is_interactive, one_line, plain, print_json, read_line, user
+from lockstep.errors import ConfigError
+from lockstep.journal.events import RunStarted
+from lockstep.journal.port import Journal
+from lockstep.kernel.state import Phase, State, Status
+from lockstep.runtime.answers import answer_approval, reconcile
+from lockstep.runtime.answers import cancel as cancel_run
+from lockstep.runtime.driver import Driver
+from lockstep.runtime.reading import read_run, read_state, waiting
+from lockstep.runtime.recording import recording_of
+from lockstep.values import RunId, new_token
+from lockstep.wiring import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What `lockstep run` was asked for."""
+
+    agent: Path
+    message: str
+    session: str | None
+    approve: Literal["ask", "all", "none"]
+    model: str | None
+    unlocked: bool
+    principal: str
+    store: Path | None
+    json: bool
+
+
+async def init(directory: Path) -> int:
+    scaffold.write(directory)
+    console().print(f"wrote {plain(str(directory))}/: {', '.join(scaffold.FILES)}")
+    await lock(directory, None)
+    console().print(f'try: lockstep run {plain(str(directory))} "What is 2 + 2?"')
+    return FINISHED
+
+
+async def lock(directory: Path, store: Path | None) -> int:
+    resolved = await _resolved(directory, store)
+    write_lock(directory, resolved)
+    parts = ", ".join(f"{name} {resolved.dimension_digest(name)[:8]}" for name in resolved.parts)
+    console().print(f"locked {resolved.agent}: {resolved.digest[:12]} ({parts})")
+    return FINISHED
+
+
+async def diff(a: Path, b: Path | None, store: Path | None) -> int:
+    if b is None:
+        left = wiring.with_code(read_lock(a), Store.of(a, store).code())
+        right = await _resolved(a, store)
+    else:
+        left, right = await _lock_at(a, store), await _lock_at(b, store)
+    changes = diff_locks(left, right)
+    out = console()
+    if not changes:
+        out.print(f"no difference: {left.digest[:12]}")
+        return FINISHED
+    out.print(f"{left.digest[:12]} -> {right.digest[:12]}")
+    print_changes(out, changes)
+    return FINISHED
+
+
+async def run(asked: RunRequest) -> int:
+    if not asked.message.strip():
+        raise ConfigError("The message is empty.", remedy='Say what is to be done: lockstep run AGENT "message".')
+    if asked.session is not None and not asked.session.strip():
+        raise ConfigError("The session has no name.", remedy="Leave --session out to begin a new one.")
+    where = Store.of(asked.agent, asked.store)
+    tools, code = where.tools(), where.code()
+    prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
+    agent = locked_agent(prepared.lock)
+    await wiring.require_tiers(tools, agent)
+    out = console(stderr=asked.json)
+    live = None if asked.json else Live(out)
+    async with wiring.opened_model(agent, code) as model, opened(where) as journal:
+        await tools.sweep()  # what a process that died here left running
+        prepared = wiring.with_address(prepared, model)
+        driver = wiring.open_driver(
+            prepared.lock, directory=asked.agent, journal=journal, tools=tools, code=code, watcher=live, model=model
+        )
+        started = RunStarted(
+            agent=prepared.lock.agent,
+            lock=prepared.lock.digest,
+            lock_text=to_text(prepared.lock),
+            directory=str(asked.agent.resolve()),
+            principal=asked.principal or user(),
+            session=asked.session or new_token("s"),
+            input=asked.message,
+            unlocked=prepared.unlocked,
+            drift=prepared.drift,
+            model=asked.model or "",
+            approve=asked.approve,
+        )
+        new = await driver.start(started)
+        if live is not None:
+            out.print(f"[dim]run {new}, session {plain(started.session)}[/]")
+        state = await driver.advance(new)
+        state = await _ask_in_terminal(out, driver, journal, state, asked.json)
+        return _report(out, state, asked.json, live)
+
+
+async def runs(store: Path | None, session: str | None, limit: int, json: bool) -> int:
+    async with looking(store) as journal:
+        rows = [(row, await read_state(journal, row.run)) for row in await journal.runs(session=session, limit=limit)]
+    if json:
+        print_json({"runs": [row_as_json(row, state) for row, state in rows]})
+        return FINISHED
+    out = console()
+    for row, state in rows:
+        when = datetime.fromtimestamp(row.started_at_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+        unlocked = " [yellow]unlocked[/]" if state.unlocked else ""
+        out.print(
+            f"{row.run}  {when}  {plain(row.agent)}  [bold]{state.stop_reason or state.status.value}[/]{unlocked}"
+            f"  {count(state.totals.steps, 'step')}, {cost_text(state.totals.cost_usd)}"
+            f"  [dim]session {plain(row.session)}: {one_line(state.input, 60)}[/]"
+        )
+    if not rows:
+        out.print("no runs yet")
+    return FINISHED
+
+
+async def show(store: Path | None, name: str, json: bool) -> int:
+    async with looking(store) as journal:
+        run_id = await find(journal, name)
+        started, _ = await wiring.lock_of_run(journal, run_id)
+        state = await read_state(journal, run_id)
+    if json:
+        print_json(as_json(state))
+    else:
+        print_run(console(), state, started.drift)
+    return FINISHED
+
+
+async def trace(store: Path | None, name: str) -> int:
+    async with looking(store) as journal:
+        run_id = await find(journal, name)
+        print_trace(console(), await read_run(journal, run_id), await read_state(journal, run_id))
+    return FINISHED
+
+
+async def approvals(store: Path | None, json: bool) -> int:
+    async with looking(store) as journal:
+        items = await waiting(journal)
+    if json:
+        print_json({"waiting": [waiting_as_json(item) for item in items]})
+        return FINISHED
+    out = console()
+    for item in items:
+        call, state = item.call, item.state
+        what = call.approval if call.phase is Phase.WAITING else "in doubt"
+        asked = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
+        out.print(f"[yellow]{what}[/] run {state.run} for {plain(state.principal)}: {asked}")
+        out.print(f"    {plain(call.question or call.why_doubted)}")
+    if not items:
+        out.print("nothing waits for a person")
+    return FINISHED
+
+
+async def answer(store: Path | None, approval: str, *, given: bool, by: str, because: str, resume: bool) -> int:
+    async with opened(existing(store)) as journal:
+        state = await answer_approval(journal, approval, given=given, by=by or user(), because=because)
+    word = "approved" if given else "refused"
+    if resume:
+        console().print(f"{word} {approval}")
+        return await _resume(store, state.run, by=by, json=False)
+    console().print(f"{word} {approval}; `lockstep resume {state.run}` drives the run on")
+    return FINISHED
+
+
+async def resume(store: Path | None, name: str, *, happened: bool | None, result: str, by: str, json: bool) -> int:
+    if result and not happened:
+        raise ConfigError("--result says what a call answered that happened.", remedy="Give it with --happened.")
+    async with opened(existing(store)) as journal:
+        run_id = await find(journal, name)
+        if happened is not None:
+            await reconcile(journal, run_id, happened=happened, by=by or user(), result=result)
+    return await _resume(store, run_id, by=by, json=json)
+
+
+async def cancel(store: Path | None, name: str, by: str) -> int:
+    where = existing(store)
+    async with opened(where) as journal:
+        state = await cancel_run(journal, await find(journal, name), by=by or user())
+        await where.tools().sweep()
+    print_result(console(), state)
+    return FINISHED
+
+
+async def verify(store: Path | None, name: str, json: bool) -> int:
+    async with looking(store) as journal:
+        run_id = await find(journal, name)
+        seen = await journal.verify(run_id)
+    whole = seen.broken_seq is None
+    if json:
+        print_json(
+            {
+                "run_id": run_id,
+                "whole": whole,
+                "events": seen.events,
+                "head": seen.head,
+                "broken_event": seen.broken_seq,
+                "problem": seen.problem or None,
+            }
+        )
+    elif whole:
+        console().print(f"run {run_id}: {count(seen.events, 'event')}, chain whole, head {seen.head[:16]}")
+    else:
+        console().print(f"run {run_id}: [red]broken[/]: {plain(seen.problem)}")
+    return FINISHED if whole else INTERNAL
+
+
+async def record(store: Path | None, name: str, file: Path) -> int:
+    from lockstep.model.recording import write_recording
+
+    async with looking(store) as journal:
+        run_id = await find(journal, name)
+        recording = recording_of(await read_run(journal, run_id))
+    write_recording(file, recording)
+    replies = f"{len(recording.turns)} {'reply' if len(recording.turns) == 1 else 'replies'} of {recording.model}"
+    console().print(f"wrote {plain(f'{file}: {replies}; run it with --model recorded:{file}')}")
+    return FINISHED
+
+
+async def doctor(store: Path | None, json: bool) -> int:
+    from lockstep.cli.health import examine
+
+    where = Store.of(Path(), store)
+    with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as scratch:  # looking must not make a store
+        report = await examine(where, Store(directory=Path(scratch)))
+    if json:
+        print_json({"ready": report.ready, "checks": [asdict(item) for item in report.items]})
+        return FINISHED if report.ready else BAD_INPUT
+    out = console()
+    for item in report.items:
+        mark = "[green]ok[/]  " if item.ok else "[red]no[/]  " if item.needed else "[yellow]--[/]  "
+        out.print(f"{mark}{item.name}: {plain(item.found)}")
+        if item.remedy and not item.ok:
+            out.print(f"      {plain(item.remedy)}")
+    return FINISHED if report.ready else BAD_INPUT
+
+
+async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> int:
+    where = existing(store)
+    out = console(stderr=json)
+    async with opened(where) as journal:
+        started, locked = await wiring.lock_of_run(journal, run_id)
+        state = await read_state(journal, run_id)
+        if state.status is Status.FINISHED:
+            return _report(out, state, json, None)
+        tools, code = where.tools(), where.code()
+        agent = locked_agent(locked)
+        await wiring.require_tiers(tools, agent)
+        live = None if json else Live(out)
+        async with wiring.opened_model(agent, code) as model:
+            wiring.require_address(run_id, started, agent, model)
+            driver = wiring.open_driver(
+                locked,
+                directory=Path(started.directory),
+                journal=journal,
+                tools=tools,
+                code=code,
+                watcher=live,
+                model=model,
+            )
+            state = await driver.resume(run_id, by=by or user())
+            state = await _ask_in_terminal(out, driver, journal, state, json)
+            return _report(out, state, json, live)
+
+
+async def _ask_in_terminal(out: Console, driver: Driver, journal: Journal, state: State, json: bool) -> State:
+    """Ask the person at the terminal about each approval; without a terminal the run stays suspended."""
+    while state.status is Status.SUSPENDED and not json and is_interactive():
+        call = next((c for c in state.calls if c.phase is Phase.WAITING), None)
+        if call is None:
+            break
+        out.print(f"\n[yellow]{plain(call.question or 'Run this call?')}[/]")
+        out.print(f"  [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
+        said = (read_line(out, "  approve? \\[y]es, \\[n]o, anything else leaves it waiting: ") or "").lower()
+        if said not in ("y", "yes", "n", "no"):
+            break
+        given = said.startswith("y")
+        because = "" if given else read_line(out, "  because: ") or ""
+        await answer_approval(journal, call.approval, given=given, by=user(), because=because)
+        state = await driver.resume(state.run, by=user())
+    return state
+
+
+def _report(out: Console, state: State, json: bool, live: Live | None) -> int:
+    if json:
+        print_json(as_json(state))
+    else:
+        print_result(out, state, answered=live is not None and live.said == state.output)
+    return exit_code(state)
+
+
+async def _resolved(directory: Path, store: Path | None) -> Lock:
+    where = Store.of(directory, store)
+    return await wiring.resolve_agent(directory, where.tools(), where.code())
+
+
+async def _lock_at(path: Path, store: Path | None) -> Lock:
+    if path.is_dir():  # noqa: ASYNC240 - one stat
+        return await _resolved(path, store)
+    return from_text(read_text(path, remedy="Name an agent directory or an agent.lock."), str(path))

@@ -1,0 +1,291 @@
+"""The `lockstep` command. Only parsing here: bodies are in `commands`, imported when a command runs.
+
+Lazy imports throughout this file: `lockstep --help` must not pay for what one command needs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Optional
+
+import typer
+
+app = typer.Typer(
+    name="lockstep",
+    help="Run LLM agents that act: a controlled loop, a gate, sandboxes, a record, one lock.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AgentDir = Annotated[Path, typer.Argument(metavar="AGENT", help="Directory with agent.toml.")]
+RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run id, a unique beginning of one, or `last`.")]
+StoreOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--store", envvar="LOCKSTEP_STORE", help="Store directory (default: .lockstep beside the agent)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ByOption = Annotated[str, typer.Option("--by", help="Who says so (default: your user name).")]
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Directory to make.")]) -> None:
+    """Write a small agent that runs as it is."""
+    from lockstep.cli import commands
+
+    _finish(commands.init(Path(name)))
+
+
+@app.command()
+def lock(agent: AgentDir = Path(), store: StoreOption = None) -> None:
+    """Resolve an agent into agent.lock: model, prompt, tools and environment, memory, one digest."""
+    from lockstep.cli import commands
+
+    _finish(commands.lock(agent, store))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Agent directory or agent.lock.")] = Path(),
+    b: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="B", help="Another; without it, A's lock against A's disk."),
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Show what changed between two agents or locks, by dimension, in words."""
+    from lockstep.cli import commands
+
+    _finish(commands.diff(a, b, store))
+
+
+@app.command()
+def run(
+    agent: AgentDir,
+    message: Annotated[
+        str, typer.Argument(metavar="MESSAGE", help="What the user asks; `-` reads it from standard input.")
+    ],
+    session: Annotated[Optional[str], typer.Option(help="Conversation to go on with.")] = None,  # noqa: UP045
+    approve: Annotated[Literal["ask", "all", "none"], typer.Option(help="What answers approvals.")] = "ask",
+    model: Annotated[Optional[str], typer.Option(help="provider:model in place of the locked one.")] = None,  # noqa: UP045
+    unlocked: Annotated[bool, typer.Option("--unlocked", help="Run what is on disk, though it differs.")] = False,
+    principal: Annotated[str, typer.Option("--as", help="On whose behalf (default: your user name).")] = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a task from start to end, or until it waits for a person."""
+    from lockstep.cli import commands
+
+    text = sys.stdin.read() if message == "-" else message
+    asked = commands.RunRequest(
+        agent=agent,
+        message=text,
+        session=session,
+        approve=approve,
+        model=model,
+        unlocked=unlocked,
+        principal=principal,
+        store=store,
+        json=json,
+    )
+    _finish(commands.run(asked), json=json)
+
+
+@app.command()
+def runs(
+    session: Annotated[Optional[str], typer.Option(help="Only this session.")] = None,  # noqa: UP045
+    limit: Annotated[int, typer.Option(help="How many.", min=1)] = 20,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List runs, newest first."""
+    from lockstep.cli import commands
+
+    _finish(commands.runs(store, session, limit, json), json=json)
+
+
+@app.command()
+def show(run: RunArg = "last", store: StoreOption = None, json: JsonOption = False) -> None:
+    """Show one run: what was asked, every call with its verdict and outcome, the answer."""
+    from lockstep.cli import commands
+
+    _finish(commands.show(store, run, json), json=json)
+
+
+@app.command()
+def trace(run: RunArg = "last", store: StoreOption = None) -> None:
+    """Draw a run as a tree with durations and where the time went."""
+    from lockstep.cli import commands
+
+    _finish(commands.trace(store, run))
+
+
+@app.command()
+def approvals(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List what waits for a person."""
+    from lockstep.cli import commands
+
+    _finish(commands.approvals(store, json), json=json)
+
+
+@app.command()
+def approve(
+    approval: Annotated[str, typer.Argument(metavar="ID")],
+    by: ByOption = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Drive the run on at once.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Approve exactly the call that was shown."""
+    from lockstep.cli import commands
+
+    _finish(commands.answer(store, approval, given=True, by=by, because="", resume=resume))
+
+
+@app.command()
+def refuse(
+    approval: Annotated[str, typer.Argument(metavar="ID")],
+    because: Annotated[str, typer.Option(help="Told to the model.")] = "",
+    by: ByOption = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Drive the run on at once.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Refuse a call that waits for approval."""
+    from lockstep.cli import commands
+
+    _finish(commands.answer(store, approval, given=False, by=by, because=because, resume=resume))
+
+
+@app.command()
+def resume(
+    run: RunArg = "last",
+    happened: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--happened/--did-not-happen", help="What became of the call in doubt."),
+    ] = None,
+    result: Annotated[str, typer.Option(help="With --happened: what the tool would have answered.")] = "",
+    by: ByOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Drive on a run that waited or whose process died."""
+    from lockstep.cli import commands
+
+    _finish(commands.resume(store, run, happened=happened, result=result, by=by, json=json), json=json)
+
+
+@app.command()
+def cancel(run: RunArg, by: ByOption = "", store: StoreOption = None) -> None:
+    """End an unfinished run for good."""
+    from lockstep.cli import commands
+
+    _finish(commands.cancel(store, run, by))
+
+
+@app.command()
+def verify(run: RunArg = "last", store: StoreOption = None, json: JsonOption = False) -> None:
+    """Prove that a run's record is whole, or name the first broken event."""
+    from lockstep.cli import commands
+
+    _finish(commands.verify(store, run, json), json=json)
+
+
+@app.command()
+def record(run: RunArg, file: Annotated[Path, typer.Argument(metavar="FILE")], store: StoreOption = None) -> None:
+    """Save a run's model replies as a recording that runs again without a provider."""
+    from lockstep.cli import commands
+
+    _finish(commands.record(store, run, file))
+
+
+@app.command()
+def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
+    """Say what this machine can do and what is missing."""
+    from lockstep.cli import commands
+
+    _finish(commands.doctor(store, json), json=json)
+
+
+def _finish(task: Coroutine[Any, Any, int], *, json: bool = False) -> None:
+    """Await a command's body and leave with its exit code. With `json`, an error is the one object on stdout."""
+    import asyncio
+
+    try:
+        code = asyncio.run(task)
+    except KeyboardInterrupt as error:  # here, because typer has an end of its own for it
+        _print_error(error, json)
+        code = _say(error)
+    except Exception as error:
+        _print_error(error, json)
+        raise
+    sys.stdout.flush()  # here and not at exit, so that a closed pipe ends quietly
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """The entry point: every known error is a sentence on stderr, every other one a line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the edge: always a sentence, never a traceback
+        sys.exit(_say(error))
+
+
+class _Said(NamedTuple):
+    """An error as a user is told of it."""
+
+    code: str
+    message: str
+    remedy: str
+    exit_code: int
+
+
+def _said(error: BaseException) -> _Said:
+    from lockstep.errors import LockstepError
+
+    if isinstance(error, LockstepError):
+        return _Said(error.code, error.message, error.remedy, error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        remedy = "A run that had begun goes on with `lockstep resume`; nothing recorded is lost."
+        return _Said("interrupted", "interrupted.", remedy, 130)
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        remedy = "Check path, space and permissions; nothing recorded is lost."
+        return _Said("os", f"{named}{error.strerror or error}.", remedy, 2)
+    message = f"internal error{_place(error)}: {type(error).__name__}: {error}"
+    return _Said("internal", message, "Nothing recorded is lost; LOCKSTEP_DEBUG=1 shows the whole traceback.", 1)
+
+
+def _print_error(error: BaseException, json: bool) -> None:
+    if json:
+        from lockstep.cli.terminal import print_json
+
+        said = _said(error)
+        print_json({"error": {"code": said.code, "message": said.message, "remedy": said.remedy}})
+
+
+def _say(error: BaseException) -> int:
+    from lockstep.cli.terminal import printable  # what a tool said may be in it
+
+    said = _said(error)
+    if said.code == "internal" and os.environ.get("LOCKSTEP_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"lockstep: {printable(said.message)}", file=sys.stderr)
+    if said.remedy:
+        print(f"  {printable(said.remedy)}", file=sys.stderr)
+    return said.exit_code
+
+
+def _place(error: BaseException) -> str:
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -1,0 +1,200 @@
+"""What a person sees of a run: the live view, one run, the trace tree; and the diff of two locks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from rich.console import Console
+from rich.tree import Tree
+
+from lockstep.agent.diff import Change
+from lockstep.cli.terminal import count, one_line, plain
+from lockstep.journal import events as ev
+from lockstep.journal.events import Recorded
+from lockstep.kernel.state import CallState, State, Status
+from lockstep.telemetry.tree import Node, Spent, build_tree
+
+_VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "red"}
+_MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
+_LIVE_CHARS = 160
+_SHOWN_CHARS = 500
+
+
+class Live:
+    """Prints a run as it happens: what was asked, the verdict, the tier, the result, the cost."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._streaming = False
+        self.said = ""
+        """The newest text of the model, which the person has seen."""
+
+    def text(self, piece: str) -> None:
+        if not self._streaming:
+            self._console.print("  [dim]model[/] ", end="")
+        self._streaming = True
+        self._console.print(plain(piece), end="")
+
+    def event(self, state: State, event: ev.Event) -> None:
+        streamed, self._streaming = self._streaming, False
+        if streamed:
+            self._console.print()
+        match event:
+            case ev.ContextBuilt(step=step):
+                self._console.print(f"[bold]step {step}[/]")
+            case ev.ModelReplied():
+                self._replied(event, streamed=streamed)
+            case ev.ModelFailed():
+                self._line("model", f"[yellow]attempt {event.attempt} failed[/] ({event.kind}): {plain(event.message)}")
+            case ev.CallJudged():
+                self._judged(state.call(event.call), event)
+            case ev.ApprovalAsked():
+                self._line("ask", f"[yellow]{event.approval}[/] {plain(event.question)}")
+            case ev.ApprovalGiven():
+                self._line("ask", f"[green]approved[/] by {plain(event.by)}")
+            case ev.ApprovalRefused():
+                self._line("ask", f"[red]refused[/] by {plain(event.by)}{_because(event.because)}")
+            case ev.EffectSettled():
+                took = f"[dim]({event.tier} start {_duration(event.start_ms)}, run {_duration(event.run_ms)})[/]"
+                said = one_line(event.text, _LIVE_CHARS)
+                self._line("tool", f"{_name(state.call(event.call))} {_outcome(event.outcome)} {said} {took}")
+            case ev.EffectDoubted():
+                self._line("tool", f"{_name(state.call(event.call))} [red]in doubt[/]: {plain(event.why)}")
+            case ev.RunResumed(by=by, after_crash=crash):
+                self._console.print(f"[dim]resumed by {plain(by)}{' after a crash' if crash else ''}[/]")
+
+    def _replied(self, event: ev.ModelReplied, *, streamed: bool) -> None:
+        if event.text and not streamed:
+            self._line("model", plain(event.text))
+        self.said = event.text
+        for call in event.calls:
+            self._line("asks", f"[bold]{plain(call.name)}[/] {one_line(call.arguments, _LIVE_CHARS)}")
+        tokens = f"{event.input_tokens} in, {event.output_tokens} out"
+        cost = "cost unknown" if event.cost_usd is None else f"${event.cost_usd}"
+        self._console.print(f"  [dim]{plain(event.model)}: {tokens}, {cost}, {_duration(event.latency_ms)}[/]")
+
+    def _judged(self, call: CallState, event: ev.CallJudged) -> None:
+        style = _VERDICT_STYLE.get(event.verdict, "white")
+        why = ", ".join(event.policies)
+        if event.verdict in ("deny", "invalid") or event.duplicate_of:
+            why = "; ".join(event.reasons) or event.note
+        self._line("gate", f"{_name(call)} [{style}]{event.verdict}[/] {plain(why)}")
+
+    def _line(self, who: str, markup: str) -> None:
+        self._console.print(f"  [dim]{who:<5}[/] {markup}")
+
+
+def print_result(console: Console, state: State, *, answered: bool = False) -> None:
+    """How a run stands: its answer (unless `answered`, just printed), or why it stopped or waits, and the totals."""
+    if state.unlocked:
+        console.print("[yellow]unlocked run: not what agent.lock says[/]")
+    if state.output and not answered:
+        console.print(f"\n{plain(state.output)}\n")
+    if state.status is Status.SUSPENDED:
+        console.print(f"[yellow]waiting:[/] {plain(state.message)}")
+    elif state.stop_reason != "completed":
+        console.print(f"[red]{state.stop_reason or 'not finished'}[/] {plain(state.message)}")
+    totals = f"{count(state.totals.steps, 'step')}, {count(state.totals.calls, 'call')}"
+    console.print(
+        f"[dim]run {state.run} {state.stop_reason or state.status.value}: {totals},"
+        f" {cost_text(state.totals.cost_usd)}, lock {(state.lock or '')[:12]}[/]"
+    )
+
+
+def print_run(console: Console, state: State, drift: Sequence[str]) -> None:
+    """One run: what was asked, every call with its verdict and outcome, the answer."""
+    console.print(f"[bold]{plain(state.agent)}[/] for {plain(state.principal)}: {plain(state.input)}")
+    console.print(f"[dim]session {plain(state.session)}[/]")
+    if drift:
+        console.print(f"[yellow]unlocked[/]: differs in {plain('; '.join(drift))}")
+    for call in state.all_calls:
+        how = f"{call.verdict or 'not judged'} ({', '.join(call.policies) or '-'}), {call.effect.value}"
+        where = f", {call.tier}, {_duration(call.duration_ms)}" if call.tier else ""
+        asked = f"  {call.id} {_name(call)} {one_line(call.arguments)}"
+        console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
+        for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS])):
+            console.print(f"      {plain(text)}")
+    print_result(console, state)
+
+
+def call_outcome(call: CallState) -> str:
+    """`ok`, an error type, or where a call that has no outcome yet stands."""
+    return call.outcome or call.phase.value
+
+
+def print_trace(console: Console, recorded: Sequence[Recorded], state: State) -> None:
+    """The tree of a run with durations, and where the time went."""
+    root, spent = build_tree(recorded)
+    unlocked = " (unlocked)" if state.unlocked else ""
+    outcome = _outcome(state.stop_reason or state.status.value)
+    tree = Tree(
+        f"[bold]{plain(root.name)}[/] {_duration(root.duration_ms)} {outcome} [dim]lock {state.lock[:12]}{unlocked}[/]"
+        if state.lock
+        else plain(root.name)
+    )
+    for child in root.children:
+        _grow(tree, child)
+    console.print(tree, soft_wrap=False)  # a terminal that wrapped it itself would break the tree's own lines
+    console.print(_where(spent))
+
+
+def print_changes(console: Console, changes: Sequence[Change]) -> None:
+    """A diff of two locks, by dimension."""
+    for dimension in dict.fromkeys(change.dimension for change in changes):
+        console.print(f"[bold]{dimension}[/]")
+        for change in (c for c in changes if c.dimension == dimension):
+            console.print(f"  {plain(change.part)} [yellow]{change.kind}[/]")
+            for line in change.lines:
+                style = {"+": "green", "-": "red"}.get(line[:1], "white")
+                console.print(f"    [{style}]{plain(line)}[/]")
+
+
+def cost_text(cost: Decimal | None) -> str:
+    return "cost unknown" if cost is None else f"${cost:f}"
+
+
+def _name(call: CallState) -> str:
+    return f"[bold]{plain(call.name)}[/]"
+
+
+def _because(reason: str) -> str:
+    return f": {plain(reason)}" if reason else ""
+
+
+def _grow(tree: Tree, node: Node) -> None:
+    parts = [node.kind, _duration(node.duration_ms)]
+    if node.name:
+        parts.insert(1, f"[bold]{one_line(node.name, _LIVE_CHARS)}[/]")
+    if node.outcome:
+        parts.append(_outcome(node.outcome))
+    if node.notes:
+        parts.append(f"[dim]{'; '.join(one_line(note, _LIVE_CHARS) for note in node.notes)}[/]")
+    branch = tree.add(" ".join(parts))
+    for child in node.children:
+        _grow(branch, child)
+
+
+def _outcome(outcome: str) -> str:
+    return _MARKS.get(outcome) or f"[yellow]{plain(outcome)}[/]"
+
+
+def _where(spent: Spent) -> str:
+    parts = {
+        "model": spent.model,
+        "sandbox start": spent.sandbox_start,
+        "tools": spent.tools,
+        "people": spent.people,
+        "down": spent.down,
+        "lockstep": spent.other,
+    }
+    total = spent.total or 1.0
+    shown = [f"{name} {_duration(ms)} ({ms / total:.0%})" for name, ms in parts.items() if ms > 0]
+    return f"[dim]where the time went:[/] {', '.join(shown) or 'nowhere'}"
+
+
+def _duration(ms: float) -> str:
+    if ms < 1000:
+        return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
+    seconds = ms / 1000
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,94 @@
+"""The terminal: what is printed to a person, and what a person types."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import signal
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, separators and direction overrides, with which a text could rewrite what stands around it."""
+
+_ANY_WIDTH = 100_000
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Long lines are never broken by us: the terminal wraps them, and through a pipe they can be searched."""
+    out = Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False)
+    if not out.is_terminal:
+        out.width = _ANY_WIDTH
+    return out
+
+
+def plain(text: str) -> str:
+    """The text of a model, tool or user for printing: without markup, and unable to steer the terminal."""
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text with what steers a terminal shown as escapes."""
+    return _UNSAFE.sub(_shown, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """As `plain`, JSON or not, on one line of at most `limit` characters."""
+    if text[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            text = json.dumps(json.loads(text), ensure_ascii=False)
+    line = " ".join(text.split())
+    return plain(line if limit is None or len(line) <= limit else line[: limit - 1] + "…")
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, in ASCII where stdout takes nothing else."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
+
+
+def is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def read_line(console: Console, prompt: str) -> str | None:
+    """What a person typed after `prompt`; None when the terminal was closed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. asyncio would keep it for a task that is not waiting while we read.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return console.input(prompt).strip()
+    except EOFError:
+        console.print()
+        return None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def user() -> str:
+    """Whose terminal this is."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
+
+def _shown(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

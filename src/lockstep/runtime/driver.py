@@ -1,0 +1,360 @@
+"""The driver: performs what the kernel decides and records what happened.
+
+Events gather until something outside is about to happen (a model is asked, a call runs, the run waits or ends); then
+they are made durable together, and only then it happens. So nothing outside ever precedes its record, at two fsyncs a
+step. After a crash the same fold leads to the same decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from lockstep.agent.locked import LockedAgent
+from lockstep.errors import JournalCorrupt, RunError
+from lockstep.gate.gate import Gate
+from lockstep.gate.permit import Permit
+from lockstep.journal import events as ev
+from lockstep.journal.port import Entry, Journal, RunRow
+from lockstep.kernel import decide as do
+from lockstep.kernel.apply import apply, fold, start
+from lockstep.kernel.state import CallState, State, Status
+from lockstep.kernel.transcript import build_prompt, definitions, opening
+from lockstep.memory.window import window
+from lockstep.model.port import Failure, Model, Reply, Settings
+from lockstep.runtime.reading import read_history, read_run
+from lockstep.tools.port import Outcome, PermittedCall, ToolHost
+from lockstep.values import Effect, RunId, format_usd, new_run_id, new_token, now_ms
+
+FIRST_SEQ_DRIVEN = 2
+"""The next event of a run that was started and never driven."""
+
+
+class Watcher(Protocol):
+    """Sees a run as it happens; for a terminal. Never the source of anything."""
+
+    def event(self, state: State, event: ev.Event) -> None:
+        """`event` was just applied; `state` is after it."""
+
+    def text(self, piece: str) -> None:
+        """The model streamed this piece of text."""
+
+
+class Silent:
+    """Watches nothing."""
+
+    def event(self, state: State, event: ev.Event) -> None:
+        return
+
+    def text(self, piece: str) -> None:
+        return
+
+
+class _Live:
+    """A run being driven: its state, and events that are not durable yet."""
+
+    def __init__(self, journal: Journal, watcher: Watcher, state: State) -> None:
+        self.state = state
+        self._journal = journal
+        self._watcher = watcher
+        self._first_seq = state.next_seq
+        self._entries: list[Entry] = []
+
+    def record(self, event: ev.Event) -> None:
+        at_ms = max(now_ms(), self.state.last_at_ms)
+        self.state = apply(self.state, event, at_ms)
+        self._entries.append((at_ms, event))
+        self._tell(lambda watcher: watcher.event(self.state, event))
+
+    def text(self, piece: str) -> None:
+        """Show a piece of streamed text."""
+        self._tell(lambda watcher: watcher.text(piece))
+
+    def _tell(self, show: Callable[[Watcher], None]) -> None:
+        """Tell the watcher; one that fails (a terminal that went away) is told no more, and the run goes on."""
+        try:
+            show(self._watcher)
+        except Exception:  # noqa: BLE001 - showing must never cost a record; what is shown stands in the journal
+            self._watcher = Silent()
+
+    async def flush(self) -> None:
+        """Make everything recorded so far durable."""
+        if self._entries:
+            entries, self._entries = self._entries, []
+            first_seq, self._first_seq = self._first_seq, self._first_seq + len(entries)
+            await self._journal.append(self.state.run, first_seq, entries)
+
+
+class Driver:
+    """Drives runs of one locked agent. Runs may be driven at once; each is driven by one task."""
+
+    def __init__(
+        self,
+        *,
+        agent: LockedAgent,
+        settings: Settings,
+        journal: Journal,
+        gate: Gate,
+        model: Model,
+        tools: ToolHost,
+        watcher: Watcher | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.agent = agent
+        self._settings = settings
+        self._journal = journal
+        self._gate = gate
+        self._model = model
+        self._tools = tools
+        self._watcher = watcher or Silent()
+        self._sleep = sleep
+        self._definitions = definitions(agent)
+        self._keeps_receipts = any(tool.dedupe_on is not None for tool in agent.tools.values())
+        self._starting: set[str] = set()
+
+    async def start(self, started: ev.RunStarted) -> RunId:
+        """Record a new run in its session; `advance` drives it.
+
+        Raises:
+            RunError: the session's newest run has not finished, or the session is of another principal or agent.
+        """
+        if started.session in self._starting:
+            raise RunError(f"Session {started.session!r} is being given another run at this moment.")
+        self._starting.add(started.session)
+        try:
+            rows = await self._journal.runs(session=started.session, limit=max(1, self.agent.window_runs))
+            if rows:
+                _check_session(started, rows[0])
+            previous = window([row.run for row in reversed(rows)], self.agent.window_runs)
+            at_ms = now_ms()
+            run = new_run_id(at_ms)
+            await self._journal.append(run, 1, [(at_ms, replace(started, previous=previous))])
+        finally:
+            self._starting.discard(started.session)
+        return run
+
+    async def advance(self, run: RunId) -> State:
+        """Drive a run that was just started until it finishes or waits; one that was driven before is resumed."""
+        live = await self._open(run)
+        if live.state.next_seq == FIRST_SEQ_DRIVEN:
+            return await self._drive(live)
+        return await self._resume(live, by="nobody")
+
+    async def resume(self, run: RunId, *, by: str) -> State:
+        """Drive on a run that waited or whose process died; one that still waits or has finished is left as it is.
+
+        Raises:
+            JournalCorrupt: the run's record does not hold; nothing is done on the strength of a changed past.
+        """
+        return await self._resume(await self._open(run), by=by)
+
+    async def _resume(self, live: _Live, *, by: str) -> State:
+        state = live.state
+        if state.status is Status.FINISHED or (state.status is Status.SUSPENDED and not do.resumable(state, now_ms())):
+            return state
+        seen = await self._journal.verify(state.run)
+        if seen.broken_seq is not None:
+            remedy = f"`lockstep verify {state.run}` says the same; `lockstep cancel {state.run}` ends it."
+            raise JournalCorrupt(f"Run {state.run} is not resumed: {seen.problem}.", remedy=remedy)
+        if state.status is Status.RUNNING:
+            await self._tools.sweep()  # what is left of a call must be dead before anybody asks what it did
+        live.record(ev.RunResumed(by=by, after_crash=state.status is Status.RUNNING))
+        await live.flush()  # at once, so that a run which brings us down before it gets anywhere is counted and stopped
+        return await self._drive(live)
+
+    async def _open(self, run: RunId) -> _Live:
+        recorded = await read_run(self._journal, run)
+        first = recorded[0].event
+        assert isinstance(first, ev.RunStarted)
+        history = await read_history(self._journal, run, first, receipts=self._keeps_receipts)
+        begin = start(run, opening(self.agent, history.messages), history.receipts)
+        return _Live(self._journal, self._watcher, fold(begin, recorded))
+
+    async def _drive(self, live: _Live) -> State:
+        while command := do.decide(live.state, self.agent.budget, now_ms()):
+            await self._perform(live, command)
+        await live.flush()
+        return live.state
+
+    async def _perform(self, live: _Live, command: do.Command) -> None:
+        match command:
+            case do.Infer():
+                await self._infer(live, command)
+            case do.Judge(call):
+                live.record(self._gate.judge(live.state, call))
+            case do.Ask(call):
+                live.record(self._asked(call))
+            case do.Answer():
+                live.record(_answered(command))
+            case do.Execute(calls):
+                await self._execute(live, calls)
+            case do.Doubt(call, why):
+                live.record(ev.EffectDoubted(call=call.id, why=why))
+            case do.Suspend(reason, call, message):
+                live.record(ev.RunSuspended(reason=reason, call=call.id, message=message))
+            case do.Finish():
+                live.record(_finished(live.state, command))
+
+    async def _infer(self, live: _Live, command: do.Infer) -> None:
+        prompt = build_prompt(self.agent, self._definitions, live.state.transcript)
+        if not live.state.context_built:
+            live.record(ev.ContextBuilt(step=command.step, digest=prompt.digest))
+        await live.flush()
+        if command.delay_s:
+            await self._sleep(command.delay_s)
+        left_s = self.agent.budget.wall_s - live.state.active_ms(now_ms()) / 1000
+        settings = self._settings
+        if left_s < settings.timeout_s:
+            settings = replace(settings, timeout_s=max(left_s, 1.0))
+        began = time.perf_counter()
+        answer = await self._model.reply(prompt, settings, on_text=live.text)
+        latency_ms = round((time.perf_counter() - began) * 1000, 3)
+        live.record(_replied(command, answer, latency_ms))
+
+    def _asked(self, call: CallState) -> ev.ApprovalAsked:
+        assert call.digest is not None
+        expires = now_ms() + int(self.agent.approval_expires_s * 1000)
+        question = call.question or f"Run {call.name}?"
+        return ev.ApprovalAsked(
+            call=call.id, approval=new_token("a"), digest=call.digest, question=question, expires_at_ms=expires
+        )
+
+    async def _execute(self, live: _Live, calls: tuple[CallState, ...]) -> None:
+        work = [self._released(live.state, call) for call in calls]
+        for call, (item, permit) in zip(calls, work, strict=True):
+            if call.effect is not Effect.READ:
+                live.record(ev.EffectIntended(call=call.id, permit=permit.id, digest=item.digest, key=item.key))
+        await live.flush()
+        if len(work) == 1:
+            item, permit = work[0]
+            self._settle(live, item, await self._tools.call(item, permit))
+            return
+        running = {asyncio.create_task(self._tools.call(item, permit)): item for item, permit in work}
+        try:
+            while running:
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in running if task in done]:
+                    self._settle(live, running.pop(task), task.result())
+                await live.flush()  # as they come: a crash loses none that came
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _released(self, state: State, call: CallState) -> tuple[PermittedCall, Permit]:
+        release = self._gate.release(state, call, now_ms())
+        item = PermittedCall(
+            run=state.run,
+            session=state.session,
+            id=call.id,
+            tool=self.agent.tools[call.name],
+            arguments=release.arguments,
+            digest=release.digest,
+            key=release.key,
+        )
+        return item, release.permit
+
+    def _settle(self, live: _Live, item: PermittedCall, outcome: Outcome) -> None:
+        """Record an outcome. An unknown one of an effect that must not be repeated is in doubt."""
+        if outcome.unknown and item.tool.effect is Effect.ONCE:
+            live.record(
+                ev.EffectDoubted(
+                    call=item.id,
+                    why=outcome.text,
+                    detail=outcome.detail,
+                    tier=outcome.tier.value,
+                    run_ms=outcome.run_ms,
+                    egress=outcome.egress,
+                )
+            )
+            return
+        fee = item.tool.fee_usd if outcome.kind == "ok" else None
+        live.record(
+            ev.EffectSettled(
+                call=item.id,
+                outcome=outcome.kind,
+                text=outcome.text,
+                detail=outcome.detail,
+                tier=outcome.tier.value,
+                queue_ms=outcome.queue_ms,
+                start_ms=outcome.start_ms,
+                run_ms=outcome.run_ms,
+                cpu_s=outcome.cpu_s,
+                peak_memory_bytes=outcome.peak_memory_bytes,
+                fee_usd=format_usd(fee) if fee else None,
+                egress=outcome.egress,
+            )
+        )
+
+
+def _check_session(started: ev.RunStarted, newest: RunRow) -> None:
+    session = started.session
+    if (newest.agent, newest.principal) != (started.agent, started.principal):
+        raise RunError(
+            f"Session {session!r} is a conversation of {newest.principal} with {newest.agent}.",
+            remedy="Use another --session.",
+        )
+    if newest.last != ev.RunFinished.TYPE:
+        raise RunError(
+            f"Session {session!r} has an unfinished run {newest.run}.",
+            remedy=f"`lockstep resume {newest.run}` or `lockstep cancel {newest.run}`, or use another --session.",
+        )
+
+
+def _replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev.Event:
+    if isinstance(answer, Failure):
+        return ev.ModelFailed(
+            step=command.step,
+            attempt=command.attempt,
+            kind=answer.kind.value,
+            message=answer.message,
+            transient=answer.kind.transient,
+            status=answer.status,
+            retry_after_s=answer.retry_after_s,
+            latency_ms=latency_ms,
+        )
+    calls = tuple(
+        ev.Asked(id=f"{command.step}.{place}", provider_id=c.provider_id, name=c.name, arguments=c.arguments)
+        for place, c in enumerate(answer.calls)
+    )
+    return ev.ModelReplied(
+        step=command.step,
+        text=answer.text,
+        calls=calls,
+        model=answer.model,
+        provider=answer.provider,
+        finish_reason=answer.finish_reason,
+        latency_ms=latency_ms,
+        input_tokens=answer.usage.input_tokens,
+        output_tokens=answer.usage.output_tokens,
+        cache_read_tokens=answer.usage.cache_read_tokens,
+        cache_write_tokens=answer.usage.cache_write_tokens,
+        reasoning_tokens=answer.usage.reasoning_tokens,
+        cost_usd=format_usd(answer.cost_usd),
+        price_book=answer.price_book,
+    )
+
+
+def _answered(command: do.Answer) -> ev.Event:
+    call = command.call
+    assert call.digest is not None
+    if command.given:
+        return ev.ApprovalGiven(call=call.id, approval=call.approval, digest=call.digest, by=command.by)
+    return ev.ApprovalRefused(
+        call=call.id, approval=call.approval, digest=call.digest, by=command.by, because=command.because
+    )
+
+
+def _finished(state: State, command: do.Finish) -> ev.RunFinished:
+    totals = state.totals
+    return ev.RunFinished(
+        stop_reason=command.stop_reason,
+        output=state.output if state.replied else "",
+        message=command.message,
+        steps=totals.steps,
+        calls=totals.calls,
+        cost_usd=format_usd(totals.cost_usd),
+    )

@@ -1,0 +1,183 @@
+"""A run as a tree of what took time: steps, inferences, gate, waits, sandboxes. A reading of the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lockstep.journal import events as ev
+from lockstep.journal.events import Recorded
+
+
+@dataclass(kw_only=True, slots=True)
+class Node:
+    """One thing that took time. `kind`: run, step, model, call, approval, doubt, sandbox, tool or stop."""
+
+    kind: str
+    name: str
+    start_ms: float
+    duration_ms: float = 0.0
+    outcome: str = ""
+    notes: list[str] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Where the time of a run went, in milliseconds. `other` is ours: gate, journal, scheduling."""
+
+    total: float
+    model: float
+    sandbox_start: float
+    tools: float
+    people: float
+    down: float
+    """Between a crash and its resumption."""
+
+    @property
+    def other(self) -> float:
+        return max(0.0, self.total - self.model - self.sandbox_start - self.tools - self.people - self.down)
+
+
+def build_tree(recorded: Sequence[Recorded]) -> tuple[Node, Spent]:
+    """The tree of a run and the sums over it."""
+    builder = _Builder(recorded[0])
+    for item in recorded:
+        builder.add(item)
+    return builder.finish()
+
+
+class _Builder:
+    def __init__(self, first: Recorded) -> None:
+        self._root = Node(kind="run", name="", start_ms=first.at_ms)
+        self._step: Node | None = None
+        self._calls: dict[str, Node] = {}
+        self._open: dict[str, Node] = {}
+        self._suspended_at: int | None = None
+        self._last_at = first.at_ms
+        self._spent = {"model": 0.0, "people": 0.0, "down": 0.0}
+        self._ran: list[tuple[float, float]] = []
+        """When tools ran; calls of one reply may overlap."""
+        self._busy: list[tuple[float, float]] = []
+        """The same with their sandboxes' starts."""
+
+    def add(self, item: Recorded) -> None:
+        event, at = item.event, item.at_ms
+        match event:
+            case ev.ContextBuilt():
+                self._enter(event.step, at)
+            case ev.ModelReplied() | ev.ModelFailed():
+                self._model(event, at)
+            case ev.CallJudged():
+                call = self._calls[event.call]
+                call.outcome = event.error_type or ("already done" if event.duplicate_of else event.verdict)
+                rule = f" by {', '.join(event.policies)}" if event.policies else ""
+                call.notes.append(f"gate: {event.verdict}{rule}")
+            case ev.ApprovalAsked():
+                self._wait(event.call, "approval", event.question, at)
+            case ev.ApprovalGiven() | ev.ApprovalRefused():
+                given = isinstance(event, ev.ApprovalGiven)
+                self._answered(event.call, f"{'approved' if given else 'refused'} by {event.by}", at)
+            case ev.EffectSettled():
+                self._settled(event, at)
+            case ev.EffectDoubted():
+                self._calls[event.call].outcome = "in doubt"
+                self._wait(event.call, "doubt", event.why, at)
+            case ev.EffectReconciled():
+                said = "happened" if event.happened else "did not happen"
+                self._answered(event.call, f"{said}, says {event.by}", at)
+            case _:
+                self._run_event(event, at)
+        self._last_at = at
+
+    def _run_event(self, event: ev.Event, at: int) -> None:
+        match event:
+            case ev.RunStarted():
+                self._root.name = event.agent
+            case ev.RunSuspended():
+                self._suspended_at = at
+            case ev.RunResumed():
+                if not self._stop_waiting(at):
+                    self._spent["down"] += at - self._last_at
+            case ev.RunFinished():
+                self._stop_waiting(at)
+                self._root.outcome = event.stop_reason
+
+    def _enter(self, step: int, at: int) -> None:
+        """The node of a step; its context is built anew when a crash or a wait came before the reply."""
+        if self._step is None or self._step.name != str(step):
+            self._step = Node(kind="step", name=str(step), start_ms=at)
+            self._root.children.append(self._step)
+
+    def _stop_waiting(self, at: int) -> bool:
+        since, self._suspended_at = self._suspended_at, None
+        if since is not None:
+            self._spent["people"] += at - since
+        return since is not None
+
+    def finish(self) -> tuple[Node, Spent]:
+        self._root.duration_ms = self._last_at - self._root.start_ms
+        for node in self._open.values():
+            node.outcome, node.duration_ms = "still open", self._last_at - node.start_ms
+        for step in self._root.children:
+            step.duration_ms = (
+                max((c.start_ms + c.duration_ms for c in step.children), default=step.start_ms) - step.start_ms
+            )
+        tools = _covered(self._ran)
+        starts = _covered(self._busy) - tools
+        return self._root, Spent(total=self._root.duration_ms, tools=tools, sandbox_start=starts, **self._spent)
+
+    def _model(self, event: ev.ModelReplied | ev.ModelFailed, at: int) -> None:
+        if self._step is None:
+            return
+        node = Node(kind="model", name="", start_ms=at - event.latency_ms, duration_ms=event.latency_ms)
+        self._spent["model"] += event.latency_ms
+        self._step.children.append(node)
+        if isinstance(event, ev.ModelFailed):
+            node.name, node.outcome = f"attempt {event.attempt}", event.kind
+            node.notes.append(event.message)
+            return
+        node.name = event.model
+        node.outcome = "ok"
+        node.notes.append(f"{event.input_tokens} in, {event.output_tokens} out")
+        node.notes.append("cost unknown" if event.cost_usd is None else f"${event.cost_usd}")
+        for asked in event.calls:
+            call = Node(kind="call", name=asked.name, start_ms=at, notes=[asked.arguments])
+            self._calls[asked.id] = call
+            self._step.children.append(call)
+
+    def _wait(self, call_id: str, kind: str, name: str, at: int) -> None:
+        node = Node(kind=kind, name=name, start_ms=at)
+        self._calls[call_id].children.append(node)
+        self._open[call_id] = node
+
+    def _answered(self, call_id: str, outcome: str, at: int) -> None:
+        node = self._open.pop(call_id)
+        node.outcome, node.duration_ms = outcome, at - node.start_ms
+        call = self._calls[call_id]
+        call.outcome, call.duration_ms = outcome, at - call.start_ms
+
+    def _settled(self, event: ev.EffectSettled, at: int) -> None:
+        call = self._calls[event.call]
+        call.outcome = event.outcome
+        call.duration_ms = at - call.start_ms
+        ran = at - event.run_ms
+        start = Node(
+            kind="sandbox", name=f"start {event.tier}", start_ms=ran - event.start_ms, duration_ms=event.start_ms
+        )
+        run = Node(kind="tool", name="run", start_ms=ran, duration_ms=event.run_ms, outcome=event.outcome)
+        run.notes += [f"{r['method']} {r['url']} -> {r['status'] if r['allowed'] else 'refused'}" for r in event.egress]
+        if event.cpu_s is not None:
+            run.notes.append(f"{event.cpu_s:.2f} s CPU")
+        call.children += [start, run]
+        self._ran.append((ran, at))
+        self._busy.append((ran - event.start_ms - event.queue_ms, at))
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """How much time lies in at least one span."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
