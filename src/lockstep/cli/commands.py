@@ -295,11 +295,11 @@ async def _ask_in_terminal(out: Console, driver: Driver, journal: Journal, state
             break
         out.print(f"\n[yellow]{plain(call.question or 'Run this call?')}[/]")
         out.print(f"  [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
-        said = (read_line(out, "  approve? \\[y]es, \\[n]o, anything else leaves it waiting: ") or "").lower()
+        said = (await read_line(out, "  approve? \\[y]es, \\[n]o, anything else leaves it waiting: ") or "").lower()
         if said not in ("y", "yes", "n", "no"):
             break
         given = said.startswith("y")
-        because = "" if given else read_line(out, "  because: ") or ""
+        because = "" if given else await read_line(out, "  because: ") or ""
         await answer_approval(journal, call.approval, given=given, by=user(), because=because)
         state = await driver.resume(state.run, by=user())
     return state

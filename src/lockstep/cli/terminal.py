@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import getpass
 import json
@@ -18,6 +19,7 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 """Control characters, separators and direction overrides, with which a text could rewrite what stands around it."""
 
 _ANY_WIDTH = 100_000
+_LONGEST_LINE_BYTES = 4096  # what Linux keeps of a typed line
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -65,20 +67,29 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def read_line(console: Console, prompt: str) -> str | None:
+async def read_line(console: Console, prompt: str) -> str | None:
     """What a person typed after `prompt`; None when the terminal was closed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C. asyncio would keep it for a task that is not waiting while we read.
+        KeyboardInterrupt: Ctrl-C. `input` can sleep through one that comes just before it blocks; the loop cannot.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = asyncio.get_running_loop()
+    typed: asyncio.Future[bytes] = loop.create_future()
+    stdin = sys.stdin.fileno()
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, _settle, typed, KeyboardInterrupt())
+    loop.add_reader(stdin, lambda: _settle(typed, _read(stdin)))
     try:
-        return console.input(prompt).strip()
-    except EOFError:
+        console.print(prompt, end="")
+        line = await typed
+    finally:
+        loop.remove_reader(stdin)
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+    if not line:
         console.print()
         return None
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return line.decode(sys.stdin.encoding or "utf-8", errors="replace").strip()
 
 
 def user() -> str:
@@ -87,6 +98,22 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid-{os.getuid()}"
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, _LONGEST_LINE_BYTES)
+    except OSError:  # how Linux says that the other end is closed
+        return b""
+
+
+def _settle(typed: asyncio.Future[bytes], value: bytes | KeyboardInterrupt) -> None:
+    if typed.done():
+        return
+    if isinstance(value, bytes):
+        typed.set_result(value)
+    else:
+        typed.set_exception(value)
 
 
 def _shown(found: re.Match[str]) -> str:
