@@ -39,6 +39,7 @@ from lockstep.journal.sqlite_file import DATABASE
 from lockstep.model.port import Model, Settings
 from lockstep.runtime.driver import Driver, Watcher
 from lockstep.runtime.reading import read_run
+from lockstep.sandbox.bubblewrap import Bubblewrap
 from lockstep.sandbox.contract import Backend, Findings, ProcessEnded
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
@@ -94,7 +95,8 @@ class Store:
         return CodeStore(self.directory / "code")
 
     def backends(self) -> tuple[Backend, ...]:
-        return (GVisor(self.directory / "sandboxes"),)
+        state = self.directory / "sandboxes"
+        return (Bubblewrap(state), GVisor(state))
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""
