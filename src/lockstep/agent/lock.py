@@ -264,8 +264,10 @@ def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], c
 
 def _source_settings(directory: Path, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
     settings: dict[str, Json] = source.model_dump(
-        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code"}
+        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code"}, by_alias=True
     )
+    if not source.secrets:
+        del settings["secrets"]  # locks from before there were any stay as they are
     code = code_files(directory, source)
     files.update(code)
     return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}

@@ -89,6 +89,7 @@ async def run(asked: RunRequest) -> int:
     tools, code = where.tools(), where.code()
     prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
     agent = locked_agent(prepared.lock)
+    await wiring.require_secrets(agent)
     await wiring.require_tiers(tools, agent)
     out = console(stderr=asked.json)
     live = None if asked.json else Live(out)
@@ -269,6 +270,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
             return _report(out, state, json, None)
         tools, code = where.tools(), where.code()
         agent = locked_agent(locked)
+        await wiring.require_secrets(agent)
         await wiring.require_tiers(tools, agent)
         live = None if json else Live(out)
         async with wiring.opened_model(agent, code) as model:

@@ -45,6 +45,16 @@ class EgressRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecretBinding:
+    """One secret: `env` holds a placeholder inside; the value goes only to `host`:`port`, only in `header`."""
+
+    env: str
+    host: str
+    port: int
+    header: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SandboxSpec:
     """Everything a sandbox is: what is mounted, what starts, what it may reach and use."""
 
@@ -55,6 +65,9 @@ class SandboxSpec:
     egress: tuple[EgressRule, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
     """Headers the egress proxy stamps on every request (`Lockstep-Run: ...`); the sandbox cannot set them."""
+    secrets: tuple[SecretBinding, ...] = ()
+    secret_values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """`env` of each secret -> its value; for the egress proxy alone, never for the sandbox."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -71,6 +84,8 @@ class EgressRecord:
     bytes_out: int
     bytes_in: int
     duration_ms: float
+    flag: str = ""
+    """What somebody should look into: "secret_misplaced" when a placeholder was where it does not belong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,8 @@ from lockstep.gate.permit import Permit
 from lockstep.sandbox.canary import passes
 from lockstep.sandbox.contract import Findings, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
+from lockstep.sandbox.egress_ca import EgressCA
+from lockstep.sandbox.egress_inside import furnished
 from lockstep.sandbox.gvisor_process import GVisorProcess, spawn
 from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
 from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
@@ -36,6 +38,7 @@ class GVisor:
         self._named = runsc
         self._ledger = Ledger(state_dir)
         self._proven = ProvenWay(state_dir / "gvisor.json")
+        self._authority = EgressCA(state_dir / "egress-ca")
         self._way: Runsc | None = None
         self._findings: Findings | None = None
         self._canary_lock = asyncio.Lock()
@@ -76,10 +79,11 @@ class GVisor:
         proxy: EgressProxy | None = None
         process: GVisorProcess | None = None
         try:
-            if spec.egress:
-                proxy = EgressProxy(spec.egress, spec.identity)
+            furnished_spec, proxy = await furnished(spec, self._authority)
+            if proxy is not None:
                 await proxy.listen(remains.egress_socket)
-            process = await spawn(way, spec, remains, proxy, began)
+                proxy.admit(spec.identity, spec.secret_values)
+            process = await spawn(way, furnished_spec, remains, proxy, began)
             await process.started()
         except OSError as error:
             await _to_the_end(self._end(way, remains, process, proxy))

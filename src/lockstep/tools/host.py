@@ -6,8 +6,9 @@ knows what happened; before, it means that nothing did.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -19,9 +20,11 @@ from lockstep.sandbox.contract import Backend, EgressRecord, Limits, Process, Pr
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.tools.client import BadReply, McpClient, ServerError
 from lockstep.tools.code import CodeStore
+from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META
+from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import Guest
 from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, digest_json
 
@@ -43,7 +46,8 @@ class SandboxedTools:
     async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
         try:
             backend = self.backend_for(call.tool)
-            spec = self._spec(call)
+            values = await secret_values(call.tool.secrets, os.environ)
+            spec = replace(self._spec(call), secret_values=values)
             async with backend.open(spec, permit, call.digest) as process:
                 outcome = await _converse(process, call)
             return _with_use(outcome, backend, process)
@@ -98,6 +102,7 @@ class SandboxedTools:
             mounts={**mounts, TOOL_MOUNT: self._code.get(tool.code), LOCKSTEP_MOUNT: self._guest.directory},
             env={**tool.env, "LOCKSTEP_OUTPUT_BYTES": str(limits.output_bytes)},
             egress=tuple(parse_rule(rule) for rule in tool.egress),
+            secrets=tuple(binding(secret) for secret in tool.secrets),
             identity={name: _header(value) for name, value in identity.items()},
             limits=limits,
         )
