@@ -346,12 +346,13 @@ def test_nothing_leaves_before_a_call_is_admitted(tmp_path: Path) -> None:
             for request in (GET, "CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: x\r\n\r\n"):
                 answer = await here.talk(request)
                 assert status(answer) == 403
-                assert b"No call has been permitted yet." in answer
+                assert b"No call has been permitted" in answer
             assert here.service.seen == []
+            assert [record.allowed for record in here.proxy.records()] == [False, False]
             here.proxy.admit({"Lockstep-Run": "r2"})
             assert status(await here.talk(GET)) == 200
             assert b"lockstep-run: r2" in here.service.seen[0].lower()
-            assert [record.allowed for record in here.proxy.records()] == [False, False, True]
+            assert [record.allowed for record in here.proxy.records()] == [True]
 
     play(scene)
 
@@ -364,7 +365,6 @@ def test_the_next_call_has_its_own_identity_and_records(tmp_path: Path) -> None:
             assert status(await here.talk(GET)) == 403
             assert [record.status for record in here.proxy.records()] == [200, 403]
             here.proxy.admit({"Lockstep-Run": "r2"})
-            assert [record.status for record in here.proxy.records()] == [403]
             assert status(await here.talk(GET)) == 200
             here.proxy.admit({"Lockstep-Run": "r3"})
             assert here.proxy.records() == ()

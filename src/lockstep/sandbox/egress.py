@@ -55,30 +55,25 @@ class EgressProxy:
         self._tunnels = Tunnels(rules=tuple(rules), caps=self._caps, dialer=dialer, authority=authority)
         self._call: Call | None = None
         self._records: list[EgressRecord] = []
-        self._since_shut = 0
         self._under_way: list[Exchange] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     def admit(self, identity: Mapping[str, str], secret_values: Mapping[str, str] | None = None) -> None:
-        """Open for one call: `identity` is stamped on its requests as headers.
+        """Open for one call: `identity` is stamped on its requests as headers, and its records start empty.
 
-        Records start again with what was refused while the proxy was shut. Connections from before are broken off.
-        `secret_values` has the value of every secret, by variable.
+        Connections from before are broken off. `secret_values` has the value of every secret, by variable.
         """
         self._break_off()
-        self._records = self._records[self._since_shut :] if self._call is None else []
+        self._records = []
         secrets = held(self._secrets, self._placeholders, secret_values or {})
         self._under_way = []
         self._call = Call(identity=dict(identity), secrets=tuple(secrets))
 
     async def shut(self) -> None:
         """Let nothing out until the next `admit`; what is under way is broken off and recorded."""
-        tasks = self._break_off()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._call is not None:
-            self._since_shut = len(self._records)
         self._call = None
+        await asyncio.gather(*self._break_off(), return_exceptions=True)
 
     async def listen(self, path: Path) -> None:
         """Bind the socket; its directory must be closed to other users, the socket itself is open to all."""
@@ -133,7 +128,7 @@ class EgressProxy:
         try:
             request = await self._head(caller, exchange, len(self._tasks), len(self._records))
             if call is None:
-                raise Refused(403, "No call has been permitted yet.")
+                raise Refused(403, "No call has been permitted: a sandbox reaches nothing before its call or after it.")
             async with asyncio.timeout(self._caps.total_s):
                 if request.method != b"CONNECT":
                     await self._plain(call, caller, request, exchange)
