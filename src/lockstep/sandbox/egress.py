@@ -64,10 +64,9 @@ class EgressProxy:
 
         Connections from before are broken off. `secret_values` has the value of every secret, by variable.
         """
-        self._break_off()
-        self._records = []
         secrets = held(self._secrets, self._placeholders, secret_values or {})
-        self._under_way = []
+        self._break_off()
+        self._records, self._under_way = [], []
         self._call = Call(identity=dict(identity), secrets=tuple(secrets))
 
     async def shut(self) -> None:
@@ -126,7 +125,7 @@ class EgressProxy:
         """
         call = self._call
         try:
-            request = await self._head(caller, exchange, len(self._tasks), len(self._records))
+            request = await self._head(caller, exchange)
             if call is None:
                 raise Refused(403, "No call has been permitted: a sandbox reaches nothing before its call or after it.")
             async with asyncio.timeout(self._caps.total_s):
@@ -154,10 +153,10 @@ class EgressProxy:
                 await caller.refuse(status, exchange.reason)
         return caller
 
-    async def _head(self, caller: Caller, exchange: Exchange, connections: int, requests: int) -> h11.Request:
-        if connections > self._caps.connections:
+    async def _head(self, caller: Caller, exchange: Exchange) -> h11.Request:
+        if len(self._tasks) > self._caps.connections:
             raise Refused(503, f"More than {self._caps.connections} connections at once are not served.")
-        if requests >= self._caps.requests:
+        if len(self._records) >= self._caps.requests:
             raise Refused(429, f"More than {self._caps.requests} requests in one call are not served.")
         async with asyncio.timeout(self._caps.head_s):
             request = await caller.head()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -126,16 +127,15 @@ def _system_roots() -> bytes:
 
 def _write(path: Path, content: bytes, mode: int, *, replace: bool = True) -> None:
     """Put a file there whole; without `replace`, only when there is none: another process may have been first."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
+    file, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # closed to others from the start
     try:
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
+        with open(file, "wb") as open_file:
+            os.fchmod(file, mode)
+            open_file.write(content)
         if replace:
-            beside.replace(path)
+            os.replace(beside, path)
         else:
             with contextlib.suppress(FileExistsError):
                 os.link(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        Path(beside).unlink(missing_ok=True)

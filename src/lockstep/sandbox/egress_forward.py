@@ -50,7 +50,7 @@ class Forwarder:
         bound = bound_to(call.secrets, target.host, target.port)
         watch = Watch(call.secrets)
         for line in (str(target).encode(), *(b": ".join(each) for each in emptied(request.headers, bound))):
-            _look(watch, line + b"\r\n", exchange)
+            look(watch, line + b"\r\n", exchange)
         self._check(request, target, exchange)
         body = _watched(caller.body(), watch, exchange)
         # Most bodies are one piece: with secrets about, it is looked at before anything leaves.
@@ -114,11 +114,11 @@ class Forwarder:
 
 async def _watched(pieces: AsyncIterator[bytes], watch: Watch, exchange: Exchange) -> AsyncIterator[bytes]:
     async for piece in pieces:
-        _look(watch, piece, exchange)
+        look(watch, piece, exchange)
         yield piece
 
 
-def _look(watch: Watch, piece: bytes, exchange: Exchange) -> None:
+def look(watch: Watch, piece: bytes, exchange: Exchange) -> None:
     """Raise Refused, and flag the exchange, when a placeholder comes to its end in this piece."""
     if watch.sees(piece):
         exchange.flag = MISPLACED

@@ -14,12 +14,12 @@ from lockstep.sandbox.contract import EgressRule
 from lockstep.sandbox.egress_ca import EgressCA
 from lockstep.sandbox.egress_dial import Dialer
 from lockstep.sandbox.egress_exchange import EgressCaps, Exchange
-from lockstep.sandbox.egress_forward import Call
+from lockstep.sandbox.egress_forward import Call, look
 from lockstep.sandbox.egress_hello import HelloReader
 from lockstep.sandbox.egress_rules import Target, parse_authority, parse_target, refusal, tunnels
 from lockstep.sandbox.egress_tls import TlsStream
 from lockstep.sandbox.egress_wire import CHUNK_BYTES, Caller, Refused, Sink, Source
-from lockstep.sandbox.secrets import bound_to
+from lockstep.sandbox.secrets import Watch, bound_to
 
 _ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 """A TLS alert, so that a client says more than that the connection broke."""
@@ -40,6 +40,7 @@ class Tunnels:
         Raises:
             Refused: no rule permits it, it is not TLS, or it asks for another host than it said.
         """
+        look(Watch(call.secrets), exchange.url.encode(), exchange)
         try:
             host, port = parse_authority(exchange.url)
         except ValueError as error:

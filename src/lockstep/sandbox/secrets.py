@@ -77,9 +77,11 @@ class Watch:
 
     def sees(self, piece: bytes) -> bool:
         """Whether one has come to its end in this piece."""
+        if not self._forms:
+            return False
         window = self._kept + piece
         self._kept = window[-self._kept_bytes :]
-        return bool(self._forms) and any(form in text for text in _readings(window) for form in self._forms)
+        return any(form in text for text in _readings(window) for form in self._forms)
 
 
 class Scrubber:
@@ -187,10 +189,11 @@ def _base64_forms(text: bytes) -> tuple[bytes, ...]:
 
 
 def _text_forms(value: bytes) -> set[bytes]:
-    """How a value looks in an URL, in JSON and in HTML."""
+    """How a value looks in an URL, in JSON, in HTML, and quoted in an error of ours."""
     text = value.decode()
     as_json = json.dumps(text)[1:-1]
     url = quote(text, safe="")
     lower = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url)
-    forms = (url, lower, url.replace("%20", "+"), as_json, as_json.replace("/", r"\/"), html.escape(text))
-    return {form.encode() for form in forms}
+    quoted = text.replace("\\", "\\\\")
+    forms = {url, lower, url.replace("%20", "+"), as_json, as_json.replace("/", r"\/"), html.escape(text)}
+    return {form.encode() for form in forms | {quoted, quoted.replace("'", r"\'")}}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -151,5 +152,8 @@ def test_of_two_values_the_longer_one_is_scrubbed_whole(cut: int) -> None:
 
 
 def test_a_sentence_of_ours_quotes_no_value() -> None:
-    assert VALUE.decode() not in scrubbed_text(f"illegal header line: {VALUE.decode()}", [KEY])
+    tricky = replace(KEY, value=b'it\'s \\ a "secret"')
+    for one in (KEY, tricky):
+        said = scrubbed_text(f"illegal header line: {bytearray(one.value)!r}", [one])
+        assert said == f"illegal header line: bytearray(b'{P.decode()}')"
     assert scrubbed_text("as it is", []) == "as it is"
