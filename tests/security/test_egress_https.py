@@ -155,6 +155,16 @@ def test_a_tunnel_is_no_way_around_the_byte_caps(tmp_path: Path) -> None:
 # Ended here
 
 
+def test_a_key_against_repeated_effects_is_stamped_also_where_the_rule_opens_the_whole_host(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with https_world(tmp_path, WHOLE) as here:
+            here.proxy.admit({"Idempotency-Key": "k1"})
+            assert status(await here.inside("POST /any HTTP/1.1\r\nHost: localhost:PORT\r\n\r\n")) == 200
+            assert b"idempotency-key: k1\r\n" in here.service.seen[0].lower()
+
+    play(scene)
+
+
 def test_where_a_rule_is_narrower_a_request_inside_is_checked_like_a_plain_one(tmp_path: Path) -> None:
     async def scene() -> None:
         async with https_world(tmp_path, NARROW) as here:

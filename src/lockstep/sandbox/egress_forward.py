@@ -18,6 +18,7 @@ from lockstep.sandbox.egress_rules import Target, fits, refusal
 from lockstep.sandbox.egress_wire import Caller, Headers, Refused, Server, declared_length, incoming, outgoing
 from lockstep.sandbox.secrets import Held, Scrubber, Watch, bound_to, emptied, filled, replacements
 
+KEY_HEADER = "Idempotency-Key"
 MISPLACED = "secret_misplaced"
 _HINDERS_SCRUBBING = frozenset({b"accept-encoding", b"range", b"if-range"})
 """What a server that knows a secret is not asked for: a reply that is compressed or in parts."""
@@ -29,6 +30,11 @@ class Call:
 
     identity: Mapping[str, str]
     secrets: tuple[Held, ...] = ()
+
+    def must_be_seen(self, host: str, port: int) -> bool:
+        """Whether requests to this place need something from us that cannot be put into a tunnel: a secret, or the
+        key by which a service knows a repeated effect."""
+        return KEY_HEADER in self.identity or bool(bound_to(self.secrets, host, port))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from lockstep.sandbox.egress_hello import HelloReader
 from lockstep.sandbox.egress_rules import Target, parse_authority, parse_target, refusal, tunnels
 from lockstep.sandbox.egress_tls import TlsStream
 from lockstep.sandbox.egress_wire import CHUNK_BYTES, Caller, Refused, Sink, Source
-from lockstep.sandbox.secrets import Watch, bound_to
+from lockstep.sandbox.secrets import Watch
 
 _ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 """A TLS alert, so that a client says more than that the connection broke."""
@@ -48,7 +48,7 @@ class Tunnels:
         here = [rule for rule in self.rules if (rule.scheme, rule.host, rule.port) == ("https", host, port)]
         if not here:
             raise Refused(403, refusal(f"CONNECT {exchange.url}", self.rules))
-        if any(tunnels(rule, host, port) for rule in here) and not bound_to(call.secrets, host, port):
+        if any(tunnels(rule, host, port) for rule in here) and not call.must_be_seen(host, port):
             await self._pass_through(caller, exchange, host, port)
             return None
         if self.authority is None:

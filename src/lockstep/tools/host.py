@@ -20,6 +20,7 @@ from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError, LockstepError, SandboxBusy, SandboxUnavailable, StoreError
 from lockstep.gate.permit import Permit
 from lockstep.sandbox.contract import Backend, Findings, Limits, SandboxSpec
+from lockstep.sandbox.egress_forward import KEY_HEADER
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, Recipe
@@ -166,7 +167,7 @@ def _identity(call: PermittedCall) -> dict[str, str]:
         "Lockstep-Call": f"{call.run}/{call.id}",
     }
     if call.tool.effect is Effect.KEYED:
-        identity["Idempotency-Key"] = call.key
+        identity[KEY_HEADER] = call.key
     return {name: _header(value) for name, value in identity.items()}
 
 
