@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ import lockstep.tools
 from lockstep.errors import ConfigError, PermitError, SandboxUnavailable
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.sandbox.bubblewrap import Bubblewrap
-from lockstep.sandbox.contract import Backend, Limits, Process, ProcessEnded, SandboxSpec
+from lockstep.sandbox.contract import Backend, Limits, Process, ProcessEnded, SandboxSpec, SecretBinding
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
 from lockstep.sandbox.interpreter import interpreter
@@ -512,6 +513,40 @@ answer([
         assert (records[1].bytes_out, records[1].bytes_in) == (300_000, 400_000)
         assert len(heads) == 2
         assert all(b"lockstep-run: r1" in head.lower() for head in heads)
+
+    play(scene)
+
+
+def test_https_egress_brings_roots_to_trust_and_each_secret_a_placeholder(here: Here) -> None:
+    code = """
+import ssl
+names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+files = {os.environ.get(name, "") for name in names}
+trusted = len(ssl.create_default_context(cafile=files.pop()).get_ca_certs()) if all(files) else 0
+answer([trusted, os.environ.get("KEY", ""), attempt(open, "/egress/roots.pem", "a")])
+"""
+
+    async def asked(*rules: str) -> list[Any]:
+        python, mounts = interpreter()
+        spec = SandboxSpec(
+            argv=(*python, "-c", ANSWER + code),
+            mounts=mounts,
+            egress=tuple(map(parse_rule, rules)),
+            secrets=(SecretBinding(env="KEY", host="api.example", port=443, header="Authorization"),),
+        )
+        async with here.started(spec) as process:
+            process.admit(here.permit(), CALL, {}, {"KEY": "the-value-of-it"})
+            said: list[Any] = json.loads(await process.receive())
+            return said
+
+    async def scene() -> None:
+        trusted, first, written = await asked("api.example:443 GET /v1")
+        assert trusted > 0
+        assert written[0] == "refused"
+        without, second, _ = await asked("127.0.0.1:80")
+        assert without == 0
+        assert all(one.startswith("lockstep-placeholder-") for one in (first, second))
+        assert first != second, "of each sandbox its own"
 
     play(scene)
 

@@ -90,6 +90,7 @@ async def run(asked: RunRequest) -> int:
     async with wiring.opened_tools(where) as tools:
         prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
         agent = locked_agent(prepared.lock)
+        await wiring.require_secrets(agent)
         await wiring.require_tiers(tools, agent)
         out = console(stderr=asked.json)
         live = None if asked.json else Live(out)
@@ -281,6 +282,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
         agent = locked_agent(locked)
         live = None if json else Live(out)
         async with wiring.opened_tools(where) as tools, wiring.opened_model(agent, code) as model:
+            await wiring.require_secrets(agent)
             await wiring.require_tiers(tools, agent)
             wiring.require_address(run_id, started, agent, model)
             driver = wiring.open_driver(

@@ -22,6 +22,8 @@ from lockstep.sandbox.canary import passes
 from lockstep.sandbox.cgroup import Cgroup
 from lockstep.sandbox.contract import Findings, Limits, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
+from lockstep.sandbox.egress_ca import EgressCA
+from lockstep.sandbox.egress_inside import furnished
 from lockstep.sandbox.guest import launch
 from lockstep.sandbox.guest.filter import program
 from lockstep.sandbox.gvisor_spec import EGRESS_SOCKET, ETC, SYSTEM, USER, check_mounts, environment, rlimits
@@ -48,6 +50,7 @@ class Bubblewrap:
         self._named = bwrap
         self._ledger = Ledger(state_dir)
         self._proven = Proven(state_dir / "bubblewrap.json")
+        self._authority = EgressCA(state_dir / "egress-ca")
         self._findings: Findings | None = None
         self._canary_lock = asyncio.Lock()
 
@@ -72,9 +75,9 @@ class Bubblewrap:
     async def start(self, spec: SandboxSpec) -> Process:
         began = time.monotonic()
         bwrap = _locate(self._named)
+        spec, proxy = await furnished(spec, self._authority)
         mounts = check_mounts(spec.mounts)
         remains = self._ledger.create()
-        proxy = EgressProxy(spec.egress) if spec.egress else None
         process: SandboxProcess | None = None
         try:
             if proxy is not None:

@@ -16,6 +16,8 @@ from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.canary import passes
 from lockstep.sandbox.contract import Findings, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
+from lockstep.sandbox.egress_ca import EgressCA
+from lockstep.sandbox.egress_inside import furnished
 from lockstep.sandbox.gvisor_process import spawn
 from lockstep.sandbox.leftovers import Ledger, Remains, unwritable
 from lockstep.sandbox.process import SandboxProcess
@@ -34,6 +36,7 @@ class GVisor:
         self._named = runsc
         self._ledger = Ledger(state_dir)
         self._proven = ProvenWay(state_dir / "gvisor.json")
+        self._authority = EgressCA(state_dir / "egress-ca")
         self._way: Runsc | None = None
         self._findings: Findings | None = None
         self._canary_lock = asyncio.Lock()
@@ -49,7 +52,10 @@ class GVisor:
             return self._findings
 
     async def available(self) -> Findings:
-        way = self._way or self._proven.load(locate(self._named))
+        way = self._way
+        if way is None:
+            with contextlib.suppress(SandboxUnavailable):  # the canary says it better
+                way = self._proven.load(locate(self._named))
         if way is None or self._findings is not None:
             return await self.canary()
         seen = (("runsc", f"{way.path}, {way.version}"), (way.name, "proven before"))
@@ -71,8 +77,8 @@ class GVisor:
             SandboxUnavailable: it did not start; nothing of it is left.
         """
         began = time.monotonic()
+        spec, proxy = await furnished(spec, self._authority)
         remains = self._ledger.create()
-        proxy = EgressProxy(spec.egress) if spec.egress else None
         process: SandboxProcess | None = None
         try:
             if proxy is not None:
