@@ -6,13 +6,10 @@ import asyncio
 import json
 import socket
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.contract import Limits, ProcessEnded, SandboxSpec
-from lockstep.sandbox.gvisor_process import GVisorProcess
+from lockstep.sandbox.contract import Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.interpreter import interpreter
 from lockstep.sandbox.runsc import Runsc
 
@@ -37,32 +34,33 @@ print(json.dumps({
 """
 _MUST_BE_REFUSED = ("read a file of the host", "write to the root file system", "connect to the host")
 
-Sandboxes = Callable[[Runsc, SandboxSpec, float], AbstractAsyncContextManager[GVisorProcess]]
+Start = Callable[[Runsc, SandboxSpec], Awaitable[Process]]
 
 
-async def passes(way: Runsc, sandboxes: Sandboxes) -> tuple[bool, tuple[tuple[str, str], ...]]:
+async def passes(way: Runsc, start: Start) -> tuple[bool, tuple[tuple[str, str], ...]]:
     """Whether this way of running is fit for use, and what was tried and seen."""
-    name = f"{way.platform} {'with' if way.cgroups else 'without'} control groups"
     try:
-        seen, start_ms = await _ask(way, sandboxes)
+        seen, start_ms = await _ask(way, start)
     except SandboxUnavailable as error:
-        return False, ((name, error.message),)
+        return False, ((way.name, error.message),)
     except ProcessEnded as ended:
-        return False, ((name, f"{ended}: {ended.stderr[-300:]}".strip(": ")),)
+        return False, ((way.name, f"{ended}: {ended.stderr[-300:]}".strip(": ")),)
     except (TimeoutError, ValueError, KeyError, TypeError) as error:
-        return False, ((name, f"no sensible answer from the sandbox ({type(error).__name__})"),)
+        return False, ((way.name, f"no sensible answer from the sandbox ({type(error).__name__})"),)
     tried = tuple((action, str(seen[action])) for action in _MUST_BE_REFUSED)
     refused = all(outcome.startswith("refused") for _, outcome in tried)
-    return refused, ((name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)
+    return refused, ((way.name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)
 
 
-async def _ask(way: Runsc, sandboxes: Sandboxes) -> tuple[dict[str, str], float]:
+async def _ask(way: Runsc, start: Start) -> tuple[dict[str, str], float]:
     python, mounts = interpreter()
     spec = SandboxSpec(argv=(*python, "-c", _GUEST), mounts=mounts, limits=_LIMITS)
     with tempfile.NamedTemporaryFile() as secret, socket.create_server(("127.0.0.1", 0)) as server:
         question = json.dumps({"file": secret.name, "port": server.getsockname()[1]})
-        async with sandboxes(way, spec, time.monotonic()) as process:
-            process.start_clock()
+        process = await start(way, spec)
+        try:
             await process.send(question.encode())
             answer = json.loads(await asyncio.wait_for(process.receive(), _ANSWER_S + 1))
             return {key: answer[key] for key in ("system", *_MUST_BE_REFUSED)}, process.use().start_ms
+        finally:
+            await process.close()

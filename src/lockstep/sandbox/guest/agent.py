@@ -1,7 +1,7 @@
 """Process 1 of a guest: readies the machine, then does what the host asks and carries bytes.
 
-The host's requests, each answered once: `attach` (it is a new host, all credit is new), `reseed`, `start`, `rest` (whether
-the tool waits for input and nothing is on its way), `kill`. One event comes unasked: `ended`.
+The host's requests, each answered once: `attach` (it is a new host, all credit is new), `reseed`, `start`, `rest`
+(whether the tool waits for input and nothing is on its way), `kill`. One event comes unasked: `ended`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Agent:
                     self._on_end(os.waitstatus_to_exitcode(status))
 
     def _on_end(self, code: int) -> None:
-        """The tool has ended: nothing it started outlives it, and the host hears how, which comes before its last words."""
+        """The tool has ended: nothing it started outlives it, and the host hears how."""
         self._code = code if code >= 0 else 128 - code
         system.kill_user(cage.USER)
         self._carrier.tell({"event": "ended", "code": self._code, "out_of_memory": system.ran_out_of_memory()})

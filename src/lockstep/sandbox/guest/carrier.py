@@ -97,6 +97,7 @@ class Carrier:
             self._flush()
         if not event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             return
+        data: bytes | None
         try:
             data = os.read(self._link, _LINK_READ_BYTES)
         except BlockingIOError:

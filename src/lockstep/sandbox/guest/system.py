@@ -92,7 +92,7 @@ def make_cgroup(memory_bytes: int, processes: int) -> None:
 def ran_out_of_memory() -> bool:
     """Whether the kernel killed the tool for its memory."""
     with open(f"{CGROUP}/memory.events") as file:
-        counts: Mapping[str, str] = dict(line.split() for line in file)  # type: ignore[misc]
+        counts: Mapping[str, str] = dict(line.split() for line in file)
     return counts.get("oom_kill", "0") != "0"
 
 

@@ -87,6 +87,8 @@ def setup_microvm(say: Callable[[str], None], cache: Path | None = None) -> Imag
         }
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         target = images / digest
+        for path in made.iterdir():
+            path.chmod(0o644)  # a monitor that runs as nobody reads it
         if not target.is_dir():
             draft = images / f".{digest}.{os.getpid()}"
             shutil.copytree(made, draft)
@@ -114,6 +116,7 @@ def find_image(cache: Path | None = None) -> Image:
             shutil.copyfile(base / "base.cpio", draft)
             with draft.open("ab") as file:
                 file.write(agent)
+            draft.chmod(0o644)
             draft.replace(initrd)
         return Image(
             digest=digest,
@@ -181,10 +184,10 @@ def _compile(tree: Path) -> None:
     (loader,) = tree.glob("usr/lib64/ld-linux-x86-64.so.2")
     libraries = f"{tree}/usr/lib/x86_64-linux-gnu:{tree}/usr/lib"
     python = tree / "usr/bin" / stdlib.name
-    command = [loader, "--library-path", libraries, python, "-S", "-m", "compileall", "-q", "-s", tree, "-p", "/"]
+    command = [str(loader), "--library-path", libraries, str(python), "-S", "-m", "compileall", "-q"]
     environment = {"PYTHONHASHSEED": "0", "PYTHONHOME": f"{tree}/usr", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [*command, "--invalidation-mode", "unchecked-hash", stdlib],
+        [*command, "-s", str(tree), "-p", "/", "--invalidation-mode", "unchecked-hash", str(stdlib)],
         env=environment,
         capture_output=True,
         text=True,

@@ -117,7 +117,7 @@ def unpack(package: Package, into: Path) -> None:
 
 
 def _described(file: Path) -> Package:
-    command = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", file]
+    command = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(file)]
     name, version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return Package(name=name, version=version, sha256=sha256(file.read_bytes()), file=file)
 
