@@ -157,7 +157,7 @@ class GVisor:
             return self._result((("runsc", error.message),), error.remedy, available=False)
         details: tuple[tuple[str, str], ...] = (("runsc", f"{candidates[0].path}, {candidates[0].version}"),)
         for way in candidates:
-            available, seen = await passes(way, self.start_by)
+            available, seen = await passes(way.name, functools.partial(self.start_by, way))
             details += seen
             if available:
                 self._way = way

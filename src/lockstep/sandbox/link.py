@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from lockstep.sandbox.guest import wire
 from lockstep.sandbox.monitor import Stream
+from lockstep.values import JsonObject
 
 CONNECTIONS = 32
 """Egress connections open at once; more are broken off."""
@@ -35,13 +36,35 @@ class Inlet(asyncio.StreamReader):
     def __init__(self, grant: Callable[[int], None]) -> None:
         super().__init__()
         self.credit = wire.Credit()
+        self.ended = False
         self._grant = grant
+        self._preface_bytes = 0
+
+    def begin_with(self, data: bytes) -> None:
+        """What is read before anything of the guest."""
+        self._preface_bytes = len(data)
+        self.feed_data(data)
+
+    def end(self) -> None:
+        self.ended = True
+        self.feed_eof()
+
+    @property
+    def spoken(self) -> int:
+        """How many bytes of the guest nobody has read yet."""
+        return wire.WINDOW - self.credit.left
+
+    async def read_now(self) -> bytes:
+        """What has come and was not read yet; does not wait."""
+        return await self.read(self.spoken) if self.spoken else b""
 
     async def read(self, n: int = -1) -> bytes:
         data = await super().read(n)
-        if data and not self.at_eof():
-            self.credit.left += len(data)
-            self._grant(len(data))
+        ours = min(len(data), self._preface_bytes)
+        self._preface_bytes -= ours
+        if (theirs := len(data) - ours) and not self.ended:
+            self.credit.left += theirs
+            self._grant(theirs)
         return data
 
 
@@ -122,7 +145,7 @@ class Link:
         self.stderr = Inlet(lambda size: self._credit(wire.STDERR, size))
 
     async def attach(self, timeout_s: float) -> Mapping[str, str]:
-        """Become the agent's host; what it says of the guest.
+        """Become the agent's host, give the machine randomness of its own and the time; what it says of the guest.
 
         Raises:
             LinkError: no agent answers, or it breaks the rules.
@@ -130,7 +153,9 @@ class Link:
         nonce = secrets.token_bytes(16)
         try:
             async with asyncio.timeout(timeout_s):
-                self._writer.write(wire.encode_control({"ask": "attach", "nonce": nonce.hex()}))
+                entropy, now = secrets.token_hex(32), time.time_ns()
+                asked = {"ask": "attach", "nonce": nonce.hex(), "entropy": entropy, "clock_ns": now}
+                self._writer.write(wire.encode_control(asked))
                 rest = await self._find(nonce)
         except (OSError, TimeoutError) as error:
             raise LinkError(f"The agent in the guest does not answer ({error or 'time is over'}).") from error
@@ -139,7 +164,7 @@ class Link:
         hello = await self._answered()
         return {key: str(value)[:200] for key, value in hello.items()}
 
-    async def ask(self, what: str, timeout_s: float = _ANSWER_S, **fields: Any) -> wire.Message:
+    async def ask(self, what: str, fields: JsonObject | None = None, timeout_s: float = _ANSWER_S) -> wire.Message:
         """Ask the agent one thing and wait for its answer.
 
         Raises:
@@ -149,7 +174,7 @@ class Link:
             self._asked, self._answer = what, asyncio.get_running_loop().create_future()
             if self.lost.is_set():
                 raise LinkError(self.broken or "The guest is gone.")
-            self._writer.write(wire.encode_control({"ask": what, **fields}))
+            self._writer.write(wire.encode_control({"ask": what, **(fields or {})}))
             return await self._answered(timeout_s)
 
     async def close(self) -> None:
@@ -203,7 +228,7 @@ class Link:
         self.ended.set()
         self.stdin.break_off()
         for inlet in (self.stdout, self.stderr):
-            inlet.feed_eof()
+            inlet.end()
         for connection in list(self._connections.values()):
             connection.abort()
         if self._answer is not None and not self._answer.done():
@@ -246,13 +271,13 @@ class Link:
             self._count_stray()  # an answer that came too late
 
     def _on_output(self, kind: int, inlet: Inlet, payload: bytes) -> None:
-        if inlet.at_eof() or getattr(inlet, "_eof", False):
+        if inlet.ended:
             raise wire.WireError("bytes after the end")
         if kind == wire.DATA:
             inlet.credit.take(len(payload))
             inlet.feed_data(payload)
         elif kind in (wire.END, wire.RESET):
-            inlet.feed_eof()
+            inlet.end()
         else:
             raise wire.WireError("credit for an output")
 

@@ -66,16 +66,16 @@ def load(path: Path) -> int:
 
 
 class Kept:
-    """The sealed memory of the snapshots this process used last, by path."""
+    """The sealed memory of the snapshots this process used last, by file, wherever it has been moved."""
 
     def __init__(self) -> None:
-        self._memories: OrderedDict[Path, int] = OrderedDict()
+        self._memories: OrderedDict[tuple[int, int, int], int] = OrderedDict()
 
     def put(self, path: Path, memory: int) -> None:
-        self.drop(path)
-        self._memories[path] = memory
+        """Keep the memory that was saved to this file; ours to close from now on."""
+        self._memories[_identity(path)] = memory
         while len(self._memories) > _KEPT:
-            self.drop(next(iter(self._memories)))
+            os.close(self._memories.popitem(last=False)[1])
 
     def get(self, path: Path) -> int:
         """The memory in this file, loaded if need be.
@@ -83,14 +83,16 @@ class Kept:
         Raises:
             OSError: it cannot be read.
         """
-        if path not in self._memories:
+        key = _identity(path)
+        if key not in self._memories:
             self.put(path, load(path))
-        self._memories.move_to_end(path)
-        return self._memories[path]
+        self._memories.move_to_end(key)
+        return self._memories[key]
 
-    def drop(self, path: Path) -> None:
-        if path in self._memories:
-            os.close(self._memories.pop(path))
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _copy(source: int, target: int) -> None:

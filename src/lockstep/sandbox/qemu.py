@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox import memory_image
+from lockstep.sandbox.kvm import runs_guests
 from lockstep.sandbox.monitor import Machine, Stream, Vm
 from lockstep.sandbox.qmp import Qmp
 from lockstep.values import Tier
@@ -88,9 +89,9 @@ class QemuVm:
 class Qemu:
     """One build of QEMU with one accelerator."""
 
-    def __init__(self, binary: str, version: str, *, kvm: bool) -> None:
-        self._binary = binary
-        self._version = version
+    def __init__(self, *, kvm: bool, binary: str | None = None) -> None:
+        self._named = binary
+        self._binary = ""
         self._kvm = kvm
         self._kept = memory_image.Kept()
 
@@ -99,12 +100,14 @@ class Qemu:
         return "qemu-kvm" if self._kvm else "qemu-tcg"
 
     @property
-    def version(self) -> str:
-        return self._version
-
-    @property
     def tier(self) -> Tier:
         return Tier.MICROVM if self._kvm else Tier.EMULATED
+
+    async def prepare(self) -> str:
+        self._binary, version = await installed(self._named)
+        if self._kvm:
+            await runs_guests()
+        return version
 
     async def boot(self, machine: Machine, directory: Path) -> QemuVm:
         with contextlib.ExitStack() as stack:
