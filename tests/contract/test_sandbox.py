@@ -596,11 +596,12 @@ def test_what_rests_has_no_clock_and_what_never_rests_must_get_ready_in_time(her
     spec = SandboxSpec(argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1], limits=Limits(wall_s=0.5))
 
     async def scene() -> None:
-        async with here.started(spec) as resting, here.started(spec) as never_ready:
+        async with here.started(spec) as resting:
             resting.rest()
-            with pytest.raises(ProcessEnded) as ended:
-                await never_ready.receive()
-            assert ended.value.limit == "wall_s"
+            async with here.started(spec) as never_ready:
+                with pytest.raises(ProcessEnded) as ended:
+                    await never_ready.receive()
+                assert ended.value.limit == "wall_s"
             await resting.send(b"still here")
             assert await resting.receive() == b"still here"
 

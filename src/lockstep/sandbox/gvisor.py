@@ -9,14 +9,16 @@ import asyncio
 import contextlib
 import functools
 import signal
+import time
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.canary import passes
 from lockstep.sandbox.contract import Findings, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
-from lockstep.sandbox.gvisor_process import GVisorProcess, spawn
+from lockstep.sandbox.gvisor_process import spawn
 from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
+from lockstep.sandbox.process import SandboxProcess
 from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
 from lockstep.sandbox.uncancelled import to_the_end
 from lockstep.values import Tier
@@ -70,19 +72,23 @@ class GVisor:
             ConfigError: the mounts of the spec are refused.
             SandboxUnavailable: it did not start; nothing of it is left.
         """
+        began = time.monotonic()
         remains = self._create()
         proxy = EgressProxy(spec.egress) if spec.egress else None
-        process: GVisorProcess | None = None
+        process: SandboxProcess | None = None
         try:
             if proxy is not None:
                 await proxy.listen(remains.egress_socket)
-            process = await spawn(way, spec, remains, proxy, functools.partial(self._destroy, way, remains))
-            await process.started()
+            socket = remains.egress_socket if proxy else None
+            body = await spawn(way, spec, remains, socket, functools.partial(self._destroy, way, remains))
+            process = SandboxProcess(body, spec, proxy, began)
+            await body.started(process.framed)
         except BaseException as error:
             await to_the_end(asyncio.create_task(self._give_up(way, remains, process, proxy)))
             if isinstance(error, OSError):
                 raise _unwritable(error) from error
             raise
+        process.started()
         return process
 
     async def sweep(self) -> int:
@@ -93,7 +99,7 @@ class GVisor:
         return len(orphans)
 
     async def _give_up(
-        self, way: Runsc, remains: Remains, process: GVisorProcess | None, proxy: EgressProxy | None
+        self, way: Runsc, remains: Remains, process: SandboxProcess | None, proxy: EgressProxy | None
     ) -> None:
         if process is not None:
             await process.close()
