@@ -25,8 +25,9 @@ from lockstep.sandbox.gvisor_spec import check_mounts
 from lockstep.sandbox.image.build import Image, find_image
 from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
 from lockstep.sandbox.link import Link, LinkError
-from lockstep.sandbox.microvm_process import MicroVmProcess
+from lockstep.sandbox.microvm_process import MicroVmBody
 from lockstep.sandbox.monitor import Machine, Monitor, Vm
+from lockstep.sandbox.process import SandboxProcess
 from lockstep.sandbox.proven import Proven
 from lockstep.sandbox.snapshots import Snapshots
 from lockstep.sandbox.uncancelled import to_the_end
@@ -122,7 +123,7 @@ class MicroVM:
                 kept = Drive(path=ready / "drive", digest=drive.digest, size_bytes=drive.size_bytes)
                 await self._clone(held, self._machine(ground, spec, kept), ready, remains, egress)
                 held.talk().stderr.begin_with((ready / "stderr").read_bytes())
-            return MicroVmProcess(held.machine(), held.talk(), spec, proxy, began, lambda: self._destroy(remains))
+            body = MicroVmBody(held.machine(), held.talk(), spec, lambda: self._destroy(remains))
         except BaseException as error:
             await to_the_end(asyncio.create_task(self._give_up(held, remains, proxy)))
             if isinstance(error, LinkError):
@@ -130,6 +131,9 @@ class MicroVM:
             if isinstance(error, OSError):
                 raise _unwritable(error) from error
             raise
+        process = SandboxProcess(body, spec, proxy, began)
+        process.started()
+        return process
 
     async def sweep(self) -> int:
         orphans = list(self._ledger.orphans())
