@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -39,11 +39,16 @@ from lockstep.journal.sqlite_file import DATABASE
 from lockstep.model.port import Model, Settings
 from lockstep.runtime.driver import Driver, Watcher
 from lockstep.runtime.reading import read_run
-from lockstep.sandbox.contract import Backend, Findings, ProcessEnded
+from lockstep.sandbox.bubblewrap import Bubblewrap
+from lockstep.sandbox.contract import Backend, Findings, ProcessEnded, SandboxSpec
 from lockstep.sandbox.gvisor import GVisor
+from lockstep.sandbox.image.build import cache_directory, setup_microvm
+from lockstep.sandbox.microvm import MicroVM
+from lockstep.sandbox.qemu import Qemu
 from lockstep.tools.client import BadReply, ServerError
 from lockstep.tools.code import CodeStore
 from lockstep.tools.egress_checks import egress_problems, private_names
+from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
 from lockstep.tools.secret_values import secret_value
 from lockstep.tools.starting import Guest
@@ -95,12 +100,27 @@ class Store:
         return CodeStore(self.directory / "code")
 
     def backends(self) -> tuple[Backend, ...]:
-        return (GVisor(self.directory / "sandboxes"),)
+        state, cache = self.directory / "sandboxes", cache_directory()
+        machines = (MicroVM(state, monitor, cache, _draws_anew) for monitor in (Qemu(kvm=True), Qemu(kvm=False)))
+        return (Bubblewrap(state), GVisor(state), *machines)
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""
         guest = Guest(self.directory / "guest")
         return SandboxedTools(self.backends() if backends is None else backends, self.code(), guest)
+
+
+def _draws_anew(spec: SandboxSpec) -> bool:
+    return draws_anew(spec.argv)
+
+
+def make_guest_image(say: Callable[[str], None]) -> None:
+    """Put the guest of the microVM tier together, or find that it is there.
+
+    Raises:
+        SandboxUnavailable: it cannot be made.
+    """
+    setup_microvm(say)
 
 
 @contextlib.asynccontextmanager

@@ -171,7 +171,7 @@ def test_a_module_that_is_changed_after_locking_is_not_run(agent: Agent) -> None
         (SECRET, "tool 'greet': secret KEY: no egress rule opens api.example:443"),
         (f'egress = ["http://api.example:443"]\n{SECRET}', "secret KEY: it would travel in clear text"),
         (SECRET.replace("X-Key", "Host"), "the header 'Host' cannot carry a secret"),
-        ('isolation = "microvm"', "needs isolation 'microvm', which is not available here"),
+        ('isolation = "microvm"', "needs isolation 'microvm', which is not available on this machine"),
     ],
 )
 def test_what_an_entry_says_of_its_tools_is_checked_when_locking(agent: Agent, change: str, said: str) -> None:
@@ -362,7 +362,7 @@ def test_a_runsc_that_does_not_work_is_as_good_as_none(agent: Agent, tmp_path: P
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     done = agent.run("hello", env={"LOCKSTEP_RUNSC": str(broken)})
-    refused(done, "The tier 'gvisor' is not available on this machine", "failed (exit code 1)")
+    refused(done, "needs isolation 'gvisor', which is not available on this machine", "failed (exit code 1)")
 
 
 # Tools that misbehave: all of them in one run, because reads of one reply run side by side.

@@ -29,7 +29,7 @@ from lockstep.runtime.answers import cancel as cancel_run
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, waiting
 from lockstep.runtime.recording import recording_of
-from lockstep.values import RunId, new_token
+from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import Store
 
 
@@ -261,6 +261,13 @@ async def doctor(store: Path | None, json: bool) -> int:
         if item.remedy and not item.ok:
             out.print(f"      {plain(item.remedy)}")
     return FINISHED if report.ready else BAD_INPUT
+
+
+async def setup(tier: str, store: Path | None) -> int:
+    from lockstep.cli.tier_setup import set_up
+
+    set_up(Tier(tier))
+    return await doctor(store, False)
 
 
 async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> int:

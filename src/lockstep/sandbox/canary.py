@@ -6,12 +6,12 @@ import asyncio
 import json
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.contract import Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.interpreter import interpreter
-from lockstep.sandbox.runsc import Runsc
 
 _ANSWER_S = 10.0
 _LIMITS = Limits(wall_s=_ANSWER_S, output_bytes=64 * 2**10)
@@ -34,30 +34,38 @@ print(json.dumps({
 """
 _MUST_BE_REFUSED = ("read a file of the host", "write to the root file system", "connect to the host")
 
-Start = Callable[[Runsc, SandboxSpec], Awaitable[Process]]
+Start = Callable[[SandboxSpec], Awaitable[Process]]
+Python = tuple[tuple[str, ...], Mapping[str, Path]]
+"""The argument prefix that starts Python, and the mounts it needs."""
 
 
-async def passes(way: Runsc, start: Start) -> tuple[bool, tuple[tuple[str, str], ...]]:
-    """Whether this way of running is fit for use, and what was tried and seen."""
+async def passes(name: str, start: Start, python: Python | None = None) -> tuple[bool, tuple[tuple[str, str], ...]]:
+    """Whether this way of running is fit for use, and what was tried and seen.
+
+    Args:
+        name: of the way, for the findings.
+        start: starts a sandbox in this way.
+        python: how Python is started in it; the one sandboxes share with this machine when None.
+    """
     try:
-        seen, start_ms = await _ask(way, start)
+        seen, start_ms = await _ask(start, python or interpreter())
     except SandboxUnavailable as error:
-        return False, ((way.name, error.message),)
+        return False, ((name, error.message),)
     except ProcessEnded as ended:
-        return False, ((way.name, f"{ended}: {ended.stderr[-300:]}".strip(": ")),)
+        return False, ((name, f"{ended}: {ended.stderr[-300:]}".strip(": ")),)
     except (TimeoutError, ValueError, KeyError, TypeError) as error:
-        return False, ((way.name, f"no sensible answer from the sandbox ({type(error).__name__})"),)
+        return False, ((name, f"no sensible answer from the sandbox ({type(error).__name__})"),)
     tried = tuple((action, str(seen[action])) for action in _MUST_BE_REFUSED)
     refused = all(outcome.startswith("refused") for _, outcome in tried)
-    return refused, ((way.name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)
+    return refused, ((name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)
 
 
-async def _ask(way: Runsc, start: Start) -> tuple[dict[str, str], float]:
-    python, mounts = interpreter()
-    spec = SandboxSpec(argv=(*python, "-c", _GUEST), mounts=mounts, limits=_LIMITS)
+async def _ask(start: Start, python: Python) -> tuple[dict[str, str], float]:
+    command, mounts = python
+    spec = SandboxSpec(argv=(*command, "-c", _GUEST), mounts=mounts, limits=_LIMITS)
     with tempfile.NamedTemporaryFile() as secret, socket.create_server(("127.0.0.1", 0)) as server:
         question = json.dumps({"file": secret.name, "port": server.getsockname()[1]})
-        process = await start(way, spec)
+        process = await start(spec)
         try:
             await process.send(question.encode())
             answer = json.loads(await asyncio.wait_for(process.receive(), _ANSWER_S + 1))
