@@ -77,14 +77,20 @@ class SandboxProcess:
         self._cpu_floor_s = self._body.cpu_s or 0.0
         self._watch_over()
 
-    def admit(self, permit: Permit, call_digest: Digest, identity: Mapping[str, str]) -> None:
+    def admit(
+        self,
+        permit: Permit,
+        call_digest: Digest,
+        identity: Mapping[str, str],
+        secret_values: Mapping[str, str] | None = None,
+    ) -> None:
         permit.redeem(call_digest, now_ms())
         if self._sealed is not None:  # not its first call
             self._cpu_before_s = self._cpu_floor_s = self._body.cpu_s or 0.0
             self._sealed = None
         self._admitted = time.monotonic()
         if self._proxy is not None:
-            self._proxy.admit(identity)
+            self._proxy.admit(identity, secret_values)
         self._watch_over()
 
     def rest(self) -> None:
