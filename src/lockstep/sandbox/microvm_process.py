@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lockstep.sandbox.contract import SandboxSpec
 from lockstep.sandbox.guest_limits import MONITOR_BYTES
-from lockstep.sandbox.link import Inlet, Link, Outlet
+from lockstep.sandbox.link import Link
+from lockstep.sandbox.link_channels import Inlet, Outlet
 from lockstep.sandbox.monitor import Vm
 
 _KILLED = 128 + signal.SIGKILL

@@ -1,7 +1,8 @@
-"""The system call filter of guest and process tier, run through a small interpreter of its own language."""
+"""The system call filter, run through a small interpreter of its own language."""
 
 from __future__ import annotations
 
+import operator
 import struct
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from lockstep.sandbox.guest.filter import program
 
 AMD64, I386 = 0xC000003E, 0x40000003
-ALLOWED, REFUSED, KILLED = 0x7FFF0000, 0x00050001, 0x80000000
+ALLOWED, REFUSED, NOT_THERE, KILLED = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+TESTS = {0x15: operator.eq, 0x35: operator.ge, 0x45: operator.and_}
 
 
 def verdict(number: int, first: int = 0, architecture: int = AMD64) -> int:
@@ -21,9 +23,8 @@ def verdict(number: int, first: int = 0, architecture: int = AMD64) -> int:
         at += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from("<I", data, value)
-        elif code in (0x15, 0x35, 0x45):
-            true = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
-            at += yes if true else no
+        elif code in TESTS:
+            at += yes if TESTS[code](accumulator, value) else no
         else:
             assert code == 0x06
             return value
@@ -34,11 +35,10 @@ def verdict(number: int, first: int = 0, architecture: int = AMD64) -> int:
     [
         (0, 0, AMD64, ALLOWED),  # read
         (59, 0, AMD64, ALLOWED),  # execve
-        (56, 0x01200011, AMD64, ALLOWED),  # clone: a child
-        (56, 0x10000011, AMD64, REFUSED),  # in a user namespace of its own
-        (435, 0, AMD64, 0x00050026),  # clone3 is not there
-        (272, 0, AMD64, REFUSED),  # unshare
-        (165, 0, AMD64, REFUSED),  # mount
+        (56, 0x11, AMD64, ALLOWED),  # clone: a child
+        (56, 0x10000000, AMD64, REFUSED),  # clone: a user namespace
+        (435, 0, AMD64, NOT_THERE),  # clone3, whose flags cannot be seen
+        (161, 0, AMD64, REFUSED),  # chroot
         (101, 0, AMD64, REFUSED),  # ptrace
         (321, 0, AMD64, REFUSED),  # bpf
         (425, 0, AMD64, REFUSED),  # io_uring_setup
@@ -51,5 +51,5 @@ def verdict(number: int, first: int = 0, architecture: int = AMD64) -> int:
         (0x40000000, 0, AMD64, KILLED),  # the x32 numbers
     ],
 )
-def test_what_a_tool_may_ask_of_the_guests_kernel(number: int, first: int, architecture: int, expected: int) -> None:
+def test_what_a_tool_may_ask_of_the_kernel(number: int, first: int, architecture: int, expected: int) -> None:
     assert verdict(number, first, architecture) == expected
