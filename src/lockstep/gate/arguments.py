@@ -13,6 +13,8 @@ from lockstep.errors import ConfigError
 from lockstep.values import JsonObject, canonical
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 240
+"""Objects and lists inside one another: less than what validator and policy, who read them next, can follow."""
 SHOWN_PROBLEMS = 5
 
 
@@ -75,7 +77,17 @@ def _object(text: str) -> JsonObject:
         raise Malformed("the arguments are nested too deeply") from None
     if not isinstance(value, dict):
         raise Malformed("the arguments must be a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise Malformed(f"the arguments are nested too deeply (more than {MAX_DEPTH} levels)")
     return value
+
+
+def _is_deeper(value: JsonObject, depth: int) -> bool:
+    layer: list[Any] = [value]
+    for _ in range(depth):
+        inner = (item for each in layer for item in (each.values() if isinstance(each, dict) else each))
+        layer = [item for item in inner if isinstance(item, dict | list)]
+    return bool(layer)
 
 
 def _no_constant(name: str) -> NoReturn:
