@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jsonschema_rs
 
 from lockstep.errors import ConfigError
-from lockstep.values import JsonObject, canonical
+from lockstep.values import Json, JsonObject, canonical
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 240
@@ -77,14 +77,15 @@ def _object(text: str) -> JsonObject:
         raise Malformed("the arguments are nested too deeply") from None
     if not isinstance(value, dict):
         raise Malformed("the arguments must be a JSON object")
-    if text.count("{") + text.count("[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+    if text.count("{") + text.count("[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise Malformed(f"the arguments are nested too deeply (more than {MAX_DEPTH} levels)")
     return value
 
 
-def _is_deeper(value: JsonObject, depth: int) -> bool:
-    layer: list[Any] = [value]
-    for _ in range(depth):
+def is_deeper(value: Json, depth: int) -> bool:
+    """Whether more than `depth` objects and lists stand inside one another."""
+    layer: list[Any] = [[value]]
+    for _ in range(depth + 1):
         inner = (item for each in layer for item in (each.values() if isinstance(each, dict) else each))
         layer = [item for item in inner if isinstance(item, dict | list)]
     return bool(layer)
