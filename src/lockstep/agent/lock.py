@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockstep.agent.builtins import builtin_files
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, ToolSource
 from lockstep.errors import ConfigError, LockError
@@ -71,7 +72,9 @@ class Lock:
 
 
 def source_key(source: ToolSource) -> str:
-    """Where a tool comes from, in one word: `python:FILE` or `mcp:COMMAND`."""
+    """Where a tool comes from, in one word: `python:FILE`, `mcp:COMMAND` or `builtin:NAME`."""
+    if source.builtin:
+        return f"builtin:{source.builtin}"
     return f"python:{source.python}" if source.python else "mcp:" + shlex.join(source.mcp.command if source.mcp else ())
 
 
@@ -267,7 +270,7 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
     settings: dict[str, Json] = source.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"python", "mcp", "include", "code", "lifetime", "untrusted"},
+        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted"},
         by_alias=True,
     )
     if not source.secrets:
@@ -289,7 +292,7 @@ def code_files(directory: Path, source: ToolSource) -> dict[str, bytes]:
     """The files a source is made of, by path relative to the agent, sorted.
 
     Raises:
-        ConfigError: one does not exist, or a link leads out of the directory.
+        ConfigError: one does not exist, a link leads out of the directory, or one has the name of a built-in's.
     """
     named = [*((source.python,) if source.python else ()), *source.code]
     out: dict[str, bytes] = {}
@@ -302,6 +305,12 @@ def code_files(directory: Path, source: ToolSource) -> dict[str, bytes]:
                 remedy = f"Write it, or correct it under `[[tools]]` in {directory / AGENT_FILE}."
                 relative = file.relative_to(directory).as_posix()
                 out[relative] = _read_bytes(inside(directory, relative), remedy)
+    for name, data in (builtin_files(source.builtin) if source.builtin else {}).items():
+        if name in out:
+            raise ConfigError(
+                f"{directory / name} has the name of a file of the built-in {source.builtin!r}.", remedy="Rename it."
+            )
+        out[name] = data
     return dict(sorted(out.items()))
 
 

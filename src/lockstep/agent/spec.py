@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
+from lockstep.agent.builtins import Builtin
 from lockstep.values import TIER_RANK, Effect, Tier
 
 FILE_MODELS = ("scripted", "recorded")
@@ -73,6 +74,8 @@ class ModelSection(_Section):
     timeout_s: Number = Field(default=120, gt=0)
     base_url: str | None = None
     api_key_env: str | None = None
+    images: Flag | None = None
+    """False: images in results are not sent, for a model that refuses them."""
     prices: Prices | None = None
 
 
@@ -131,10 +134,12 @@ class SecretSection(_Section):
 
 
 class ToolSource(_Section):
-    """One `[[tools]]`: a Python module or an MCP server, and how its tools may run."""
+    """One `[[tools]]`: a Python module, an MCP server or a built-in, and how its tools may run."""
 
     python: RelativePath | None = None
     mcp: McpServer | None = None
+    builtin: Builtin | None = None
+    """A tool that comes with Lockstep. What it runs a model wrote, so it is untrusted and reaches nothing."""
     code: tuple[RelativePath, ...] = ()
     """Further files or directories the tools need, mounted beside the module."""
     include: tuple[str, ...] | None = None
@@ -154,10 +159,35 @@ class ToolSource(_Section):
     timeout_s: Number = Field(default=30, gt=0, le=86400)
     fee_usd: Decimal = Field(default=Decimal(0), ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _builtin_defaults(cls, given: Any) -> Any:
+        """What a built-in is when its entry does not say: code of a model's that changes nothing outside."""
+        if isinstance(given, dict) and "builtin" in given:
+            # The weakest tier is left to the policy alone, so that it may accept less than gVisor for this.
+            return {"effect": "read", "untrusted": True, "isolation": "process", **given}
+        return given
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.python is None) == (self.mcp is None):
-            raise ValueError('needs either `python = "FILE"` or `mcp = { command = [...] }`, and not both')
+        if sum(source is not None for source in (self.python, self.mcp, self.builtin)) != 1:
+            raise ValueError(
+                'needs either `python = "FILE"` or `mcp = { command = [...] }` or `builtin = "python"`, and only one'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _builtin_is_confined(self) -> Self:
+        if self.builtin is not None:
+            opened = [key for key in ("egress", "secrets", "env") if getattr(self, key)]
+            if opened:
+                raise ValueError(
+                    f"is a built-in and has `{opened[0]}`: code that a model wrote reaches nothing outside"
+                )
+            if not self.untrusted:
+                raise ValueError("is a built-in and says `untrusted = false`: nobody vouches for what a model wrote")
+            if self.lifetime != "call":
+                raise ValueError('is a built-in and says `lifetime = "run"`: every call of it starts afresh')
         return self
 
 

@@ -37,16 +37,31 @@ class NotJson(Exception):
     """A value has no JSON form; the text names the place (`$.a[3]`) and what stands there."""
 
 
+class Content:
+    """A value that is MCP content blocks already: text, images, embedded resources.
+
+    `error` names what went wrong in a call that is to be told as failed, with no effect left open.
+    """
+
+    __slots__ = ("blocks", "error")
+
+    def __init__(self, blocks: list[dict[str, Any]], *, error: str = "") -> None:
+        self.blocks = blocks
+        self.error = error
+
+
 def success(value: Any, *, structured: bool) -> dict[str, Any]:
     """The result of a call that returned.
 
     A string is sent as it is, None as the empty string, everything else as compact JSON. Dataclasses become objects,
     enums their value, dates ISO 8601, Decimal a string. With `structured`, the value also travels as
-    `structuredContent` and must be an object.
+    `structuredContent` and must be an object. `Content` is sent block by block.
 
     Raises:
         NotJson: the value, or a part of it, cannot be said in JSON.
     """
+    if type(value) is Content:
+        return _of_blocks(value)
     text = "" if value is None else value if type(value) is str else encode(value)
     if type(value) is str and (found := _locate_text(value, "$")):
         raise NotJson(found)
@@ -56,6 +71,13 @@ def success(value: Any, *, structured: bool) -> dict[str, Any]:
         text = json.loads(text)  # a date, a Decimal, an Enum of strings: text, not JSON text
     result: dict[str, Any] = {"content": [{"type": "text", "text": text}], "isError": False}
     return {**result, "structuredContent": Raw(text)} if structured else result
+
+
+def _of_blocks(content: Content) -> dict[str, Any]:
+    if not content.error:
+        return {"content": content.blocks, "isError": False}
+    error = {"type": content.error, "stage": "call", "unknown": False, "not_done": False, "traceback": ""}
+    return {"content": content.blocks, "isError": True, "_meta": {ERROR_META: error}}
 
 
 def failure(

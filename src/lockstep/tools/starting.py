@@ -1,4 +1,4 @@
-"""How a tool source starts inside a sandbox: our runner for a Python module, its own command for an MCP server."""
+"""How a tool source starts inside a sandbox: our runner for Python modules, its own command for an MCP server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from lockstep.agent.builtins import MODULES
 from lockstep.sandbox.interpreter import interpreter
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT, command, materialize
 
@@ -23,7 +24,7 @@ class Guest:
         return materialize(self._below)
 
     def start(self, source: str, *, egress: bool) -> tuple[tuple[str, ...], Mapping[str, Path]]:
-        """The argv for a source key (`python:FILE` or `mcp:COMMAND`), and the mounts it needs beyond code and runner.
+        """The argv for a source key (`python:FILE`, `builtin:NAME`, `mcp:COMMAND`), and mounts beyond code and runner.
 
         With `egress`, an MCP server runs beside a process that leads `HTTP_PROXY` to the egress socket; our runner does
         that itself.
@@ -33,8 +34,9 @@ class Guest:
         """
         kind, _, what = source.partition(":")
         prefix, mounts = interpreter()
-        if kind == "python":
-            return command(what, interpreter=prefix), mounts
+        if kind in ("python", "builtin"):
+            file = what if kind == "python" else MODULES[what]
+            return command(file, interpreter=prefix), mounts
         if egress:
             return (*prefix, "-c", _WITH_EGRESS, *shlex.split(what)), mounts
         return ("/bin/sh", "-c", f'cd {TOOL_MOUNT} && exec "$@"', "sh", *shlex.split(what)), mounts

@@ -93,6 +93,37 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
         ('python = "b.py"', "", "DIR/agent.toml:13: `tools[1]` needs either `python = "),
         ('python = "b.py"', 'python = "b.py"\nmcp = { command = ["x"] }', "DIR/agent.toml:13: `tools[1]` needs either"),
         (
+            'python = "b.py"\neffect = "once"',
+            'python = "b.py"\nbuiltin = "python"',
+            "DIR/agent.toml:13: `tools[1]` needs either",
+        ),
+        (
+            'python = "b.py"',
+            'builtin = "ruby"',
+            "DIR/agent.toml:14: `tools[1].builtin` is \"ruby\": input should be 'python'.",
+        ),
+        (
+            'python = "b.py"',
+            'builtin = "python"\negress = ["1.1.1.1:443"]',
+            "agent.toml:13: `tools[1]` is a built-in and has `egress`: code that a model wrote reaches nothing outside.",
+        ),
+        ('python = "b.py"', 'builtin = "python"\nenv = { A = "b" }', "`tools[1]` is a built-in and has `env`: code"),
+        (
+            'python = "b.py"',
+            'builtin = "python"\nsecrets = [{ env = "K", from = "env:K", host = "a.example:443", header = "X" }]',
+            "`tools[1]` is a built-in and has `secrets`: code",
+        ),
+        (
+            'python = "b.py"',
+            'builtin = "python"\nuntrusted = false',
+            "`tools[1]` is a built-in and says `untrusted = false`: nobody vouches for what a model wrote.",
+        ),
+        (
+            'python = "b.py"',
+            'builtin = "python"\nlifetime = "run"',
+            '`tools[1]` is a built-in and says `lifetime = "run"`: every call of it starts afresh.',
+        ),
+        (
             'python = "b.py"',
             "mcp = { command = [] }",
             "agent.toml:14: `tools[1].mcp.command` is []: list should have at",
@@ -181,3 +212,9 @@ def test_text_that_is_not_utf_8_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_bytes(b'[agent]\nname = "\xff"')
     with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 16\)\. Save it as UTF-8"):
         load_spec(tmp_path)
+
+
+def test_a_built_in_is_untrusted_and_changes_nothing_when_its_entry_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text(WHOLE.replace('python = "b.py"\neffect = "once"', 'builtin = "python"'))
+    source = load_spec(tmp_path).tools[1]
+    assert (source.builtin, source.untrusted, source.effect.value) == ("python", True, "read")
