@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import NewType
@@ -46,6 +47,33 @@ class Tier(StrEnum):
 
 
 TIER_RANK: Mapping[Tier, int] = {Tier.MICROVM: 3, Tier.GVISOR: 2, Tier.PROCESS: 1, Tier.EMULATED: 0, Tier.NONE: 0}
+
+
+IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+"""What models can be shown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachment:
+    """What a result holds beside its text: an image or a file."""
+
+    name: str
+    """As the tool called it; empty, or anything: never a path."""
+    mime_type: str
+    data: bytes = field(repr=False)
+    shown: bool = False
+    """Whether it is an image that the model is shown; else it is kept for the user."""
+
+    @property
+    def kind(self) -> str:
+        """`image/png, 12 KiB`."""
+        return f"{self.mime_type}, {size_text(len(self.data))}"
+
+
+def size_text(size_bytes: int) -> str:
+    if size_bytes < 1024:
+        return f"{size_bytes} bytes"
+    return f"{size_bytes / 2**10:.0f} KiB" if size_bytes < 2**20 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def sha256(data: bytes) -> Digest:

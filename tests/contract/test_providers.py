@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from lockstep.model.port import (
 )
 from lockstep.model.prices import read_prices
 from lockstep.model.providers import ProviderModel, open_provider
-from lockstep.values import Digest, Json
+from lockstep.values import Attachment, Digest, Json
 
 pytest.importorskip("pydantic_ai", reason="needs pydantic-ai-slim")
 pytest.importorskip("openai", reason="needs the openai extra")
@@ -620,6 +621,63 @@ def test_google_is_sent_the_conversation_and_the_settings(provider: Provider) ->
     declaration = request["tools"][0]["functionDeclarations"][0]
     assert declaration["name"] == "get_weather"
     assert set(declaration["parameters_json_schema"]["properties"]) == {"city", "days"}
+
+
+PIXELS = b"\x89PNG\r\n\x1a\n pixels IEND\xaeB`\x82"
+IN_BASE64 = base64.b64encode(PIXELS).decode()
+PLOT = Attachment(name="plot.png", mime_type="image/png", data=PIXELS, shown=True)
+SEEN = (
+    *HISTORY[:2],
+    ToolMessage(provider_id="same", name="get_weather", text="plot.png:\n[image: image/png]", images=(PLOT,)),
+    ToolMessage(provider_id="same", name="get_weather", text="failed halfway", is_error=True, images=(PLOT, PLOT)),
+)
+
+
+def images_in(value: Any) -> int:
+    """How often the image's bytes stand in a request."""
+    if isinstance(value, dict):
+        return sum(map(images_in, value.values()))
+    if isinstance(value, list):
+        return sum(map(images_in, value))
+    return isinstance(value, str) and value.replace("-", "+").replace("_", "/").endswith(IN_BASE64)
+
+
+def request_with_images(provider: Provider, wire: Wire, settings: Settings = PLAIN) -> dict[str, Any]:
+    provider.answers.append(wire.answer(Said(text="ok"), streamed=False))
+    reply_of(ask(opened(provider, wire), prompt(*SEEN), settings=settings))
+    return provider.requests[-1]
+
+
+@wires
+def test_the_images_of_a_result_are_in_the_request(provider: Provider, wire: Wire) -> None:
+    request = request_with_images(provider, wire)
+    assert images_in(request) == 3
+    assert "plot.png" in json.dumps(request)
+
+
+@wires
+def test_a_model_that_takes_no_images_is_sent_the_words_for_them(provider: Provider, wire: Wire) -> None:
+    request = request_with_images(provider, wire, Settings(timeout_s=WAIT_S, max_tokens=1000, images=False))
+    assert images_in(request) == 0
+    assert "[image: image/png]" in json.dumps(request)
+
+
+def test_openai_is_sent_images_in_a_message_after_the_results(provider: Provider) -> None:
+    messages = request_with_images(provider, OPENAI)["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "tool", "user"]
+    said, reference = json.loads(messages[3]["content"])  # the image is named here and framed with that name below
+    assert (said, reference[:9]) == ("plot.png:\n[image: image/png]", "See file ")
+    parts = [part for part in messages[5]["content"] if part["type"] == "image_url"]
+    assert [part["image_url"]["url"] for part in parts] == [f"data:image/png;base64,{IN_BASE64}"] * 3
+
+
+def test_anthropic_is_sent_images_inside_the_results(provider: Provider) -> None:
+    first, second = request_with_images(provider, ANTHROPIC)["messages"][2]["content"]
+    for result, count in ((first, 1), (second, 2)):
+        assert [block["type"] for block in result["content"]] == ["text", *["image"] * count]
+        source = {"type": "base64", "media_type": "image/png", "data": IN_BASE64}
+        assert [block["source"] for block in result["content"][1:]] == [source] * count
+    assert (first["is_error"], second["is_error"]) == (False, True)
 
 
 # --- failures ----------------------------------------------------------------

@@ -174,13 +174,15 @@ class EffectSettled:
     """The outcome of a call that ran. `outcome` is `ok` or an error type; `text` is what the model is told."""
 
     TYPE: ClassVar[str] = "effect.settled"
-    BODIES: ClassVar[tuple[str, ...]] = ("text", "detail")
+    BODIES: ClassVar[tuple[str, ...]] = ("text", "detail", "attachments")
 
     call: str
     outcome: str
     text: str
     detail: str = ""
     """For the operator only: traceback, stderr."""
+    attachments: str = ""
+    """Images that the model is shown, and files for the user, as `journal.attachments` packs them."""
     tier: str = ""
     degraded: str = ""
     """The tier that was asked for, where policy accepted a weaker one in its place."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lockstep.errors import JournalCorrupt
 from lockstep.journal import events as ev
+from lockstep.journal.attachments import unpack
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status, Totals
 from lockstep.kernel.transcript import Transcript
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
@@ -163,6 +164,7 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
         "phase": Phase.DONE,
         "outcome": event.outcome,
         "text": event.text,
+        "attachments": unpack(event.attachments),
         "tier": event.tier,
         "duration_ms": event.queue_ms + event.start_ms + event.run_ms,
     }
@@ -219,7 +221,13 @@ def _answer(call: CallState) -> ToolMessage:
         text = "The run was stopped before it was known whether this call happened. Do not assume either, or repeat it."
     elif call.open:
         text = "Not run: the run was stopped before this call."
-    return ToolMessage(provider_id=call.provider_id, name=call.name, text=text, is_error=call.outcome != "ok")
+    return ToolMessage(
+        provider_id=call.provider_id,
+        name=call.name,
+        text=text,
+        is_error=call.outcome != "ok",
+        images=tuple(attachment for attachment in call.attachments if attachment.shown),
+    )
 
 
 def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:

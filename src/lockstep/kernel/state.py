@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from lockstep.kernel.transcript import Transcript
-from lockstep.values import Digest, Effect, RunId
+from lockstep.values import Attachment, Digest, Effect, RunId
 
 
 class Phase(StrEnum):
@@ -52,6 +52,7 @@ class CallState:
     outcome: str = ""
     """`ok`, or an error type; empty while open."""
     text: str = ""
+    attachments: tuple[Attachment, ...] = ()
     tier: str = ""
     duration_ms: float = 0.0
     dedupe_key: str = ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lockstep.agent.locked import LockedAgent
 from lockstep.model.port import AssistantMessage, Message, Prompt, ToolDefinition, ToolMessage, UserMessage
-from lockstep.values import Digest
+from lockstep.values import Digest, sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +63,6 @@ def _encoded(message: Message) -> bytes:
             parts = ["assistant", message.text, calls]
         case ToolMessage():
             parts = ["tool", message.provider_id, message.name, message.text, message.is_error]
+            if message.images:
+                parts.append([[image.mime_type, sha256(image.data)] for image in message.images])
     return json.dumps(parts).encode()

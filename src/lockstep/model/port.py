@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal, Protocol
 
-from lockstep.values import Digest, JsonObject
+from lockstep.values import Attachment, Digest, JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,8 @@ class ToolMessage:
     name: str
     text: str
     is_error: bool = False
+    images: tuple[Attachment, ...] = ()
+    """Shown with the text, which names each of them."""
     role: Literal["tool"] = "tool"
 
 
@@ -83,6 +85,8 @@ class Settings:
     seed: int | None = None
     parallel_tool_calls: bool | None = None
     timeout_s: float = 120.0
+    images: bool = True
+    """Whether images in results are sent; else the model has the words for them in the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pydantic_ai.providers import Provider
 
 _OWN_EXTRAS = frozenset({"openai", "anthropic", "google", "groq", "mistral", "bedrock"})
+_WITHOUT_IMAGES = frozenset({"cohere"})
+"""Whose results hold text alone, in pydantic-ai's translation."""
 _ADDRESS_PARAMETERS = ("base_url", "api_base", "azure_endpoint", "api_host")
 
 
@@ -262,7 +264,8 @@ class ProviderModel:
         model_settings = to_settings(settings, ignored=upstream.unsupported_settings)
         if upstream.system == "anthropic":
             model_settings["cache"] = True  # nothing is cached there unless it is asked for
-        messages, parameters = to_messages(prompt), to_parameters(prompt)
+        images = settings.images and upstream.system not in _WITHOUT_IMAGES
+        messages, parameters = to_messages(prompt, images=images), to_parameters(prompt)
         # instrument=False: what a request holds is ours to record, never a global tracer's.
         if on_text is None:
             return await model_request(

@@ -91,6 +91,8 @@ def _difference(expected: Sequence[Heard], heard: Sequence[Heard]) -> str:
             return f"message {number} was {_speaker(then)} and is {_speaker(now)}"
         if then.text != now.text:
             return f"message {number}, {_speaker(then)}, {_text_difference(then.text, now.text)}"
+        if _images(then) != _images(now):
+            return f"message {number}, {_speaker(then)}, has other images"
     if len(expected) != len(heard):
         return f"{len(expected)} messages were recorded and {len(heard)} came"
     return ""
@@ -98,6 +100,10 @@ def _difference(expected: Sequence[Heard], heard: Sequence[Heard]) -> str:
 
 def _speaker(message: Heard) -> str:
     return f"the result of {message.name}" if isinstance(message, ToolMessage) else "the user's"
+
+
+def _images(message: Heard) -> list[tuple[str, bytes]]:
+    return [(image.mime_type, image.data) for image in message.images] if isinstance(message, ToolMessage) else []
 
 
 def _text_difference(then: str, now: str) -> str:

@@ -30,7 +30,7 @@ from lockstep.model.port import (
     ToolMessage,
     UserMessage,
 )
-from lockstep.values import Digest, digest_json, format_usd, sha256
+from lockstep.values import Attachment, Digest, digest_json, format_usd, sha256
 
 VERSION = 1
 _REMEDY = "Record it again with `lockstep record`, or take it from where it came from."
@@ -82,12 +82,20 @@ class _HeaderLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     tools_digest: str | None = None
 
 
+class _ImageLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    mime_type: str
+    data: bytes
+    """In base64."""
+    name: str = ""
+
+
 class _MessageLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     role: Literal["user", "tool"]
     text: str
     name: str = ""
     provider_id: str = ""
     is_error: bool = False
+    images: list[_ImageLine] = []
 
 
 class _CallLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -189,7 +197,15 @@ def _digest(text: str | None) -> Digest | None:
 def _heard(line: _MessageLine) -> Heard:
     if line.role == "user":
         return UserMessage(text=line.text)
-    return ToolMessage(provider_id=line.provider_id, name=line.name, text=line.text, is_error=line.is_error)
+    return ToolMessage(
+        provider_id=line.provider_id,
+        name=line.name,
+        text=line.text,
+        is_error=line.is_error,
+        images=tuple(
+            Attachment(name=one.name, mime_type=one.mime_type, data=one.data, shown=True) for one in line.images
+        ),
+    )
 
 
 def _message_lines(messages: Sequence[Heard]) -> list[_MessageLine]:
@@ -200,6 +216,7 @@ def _message_lines(messages: Sequence[Heard]) -> list[_MessageLine]:
             name=message.name,
             provider_id=message.provider_id,
             is_error=message.is_error,
+            images=[_ImageLine(name=one.name, mime_type=one.mime_type, data=one.data) for one in message.images],
         )
         if isinstance(message, ToolMessage)
         else _MessageLine(role="user", text=message.text)

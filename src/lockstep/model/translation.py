@@ -34,8 +34,11 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # --- out ---------------------------------------------------------------------
 
 
-def to_messages(prompt: Prompt) -> list[ModelMessage]:
+def to_messages(prompt: Prompt, *, images: bool = True) -> list[ModelMessage]:
     """The prompt as pydantic-ai messages: everything said between two replies is one request.
+
+    With `images`, a result carries its images, which pydantic-ai puts where the provider takes them: into the result,
+    or into a message after it. Without, the result's text has the words for them.
 
     Call ids are made unique on the way, because providers refuse a history that repeats one, and models do repeat them.
     """
@@ -52,7 +55,7 @@ def to_messages(prompt: Prompt) -> list[ModelMessage]:
                 parts = []
             history.append(ModelResponse(parts=_response_parts(message, ids)))
         else:
-            parts.append(_request_part(message, ids))
+            parts.append(_request_part(message, ids, images=images))
     if parts:
         history.append(ModelRequest(parts=parts))
     return history
@@ -69,13 +72,16 @@ def _response_parts(message: AssistantMessage, ids: Sequence[str]) -> list[Any]:
     return [*text, *calls]
 
 
-def _request_part(message: UserMessage | ToolMessage, ids: Sequence[str]) -> ModelRequestPart:
-    from pydantic_ai.messages import ToolReturnPart, UserPromptPart
+def _request_part(message: UserMessage | ToolMessage, ids: Sequence[str], *, images: bool) -> ModelRequestPart:
+    from pydantic_ai.messages import BinaryContent, ToolReturnPart, UserPromptPart
 
     if isinstance(message, UserMessage):
         return UserPromptPart(message.text)
+    content: Any = message.text
+    if images and message.images:
+        content = [content, *(BinaryContent(image.data, media_type=image.mime_type) for image in message.images)]
     return ToolReturnPart(
-        message.name, message.text, tool_call_id=ids[0], outcome="failed" if message.is_error else "success"
+        message.name, content, tool_call_id=ids[0], outcome="failed" if message.is_error else "success"
     )
 
 

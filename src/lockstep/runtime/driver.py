@@ -18,6 +18,7 @@ from lockstep.errors import JournalCorrupt, RunError
 from lockstep.gate.gate import Gate
 from lockstep.gate.permit import Permit
 from lockstep.journal import events as ev
+from lockstep.journal.attachments import pack
 from lockstep.journal.port import Entry, Journal, RunRow
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import apply, fold, start
@@ -282,6 +283,7 @@ class Driver:
                 outcome=outcome.kind,
                 text=outcome.text,
                 detail=outcome.detail,
+                attachments=pack(outcome.attachments),
                 tier=outcome.tier.value,
                 degraded=outcome.degraded,
                 warm=outcome.warm,

@@ -6,13 +6,14 @@ Nothing it says is trusted: a failure inside it is evidence only together with w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import BadReply, McpClient, ServerError
+from lockstep.tools.content import read_content
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META
 from lockstep.values import Digest, JsonObject, digest_json
@@ -98,9 +99,14 @@ def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
     content = result.get("content")
     if not isinstance(content, list):
         raise BadReply("its result has no content list")
-    text = "\n".join(_block_text(block) for block in content)
+    text, attachments = read_content(content)
     if not content and "structuredContent" in result:
         text = str(result["structuredContent"])
+    return replace(_judged(result, text, process), attachments=attachments)
+
+
+def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
+    """What a result says of the call and its effect."""
     if result.get("isError") is not True:
         return Outcome(kind="ok", text=text)
     meta = result.get("_meta")
@@ -132,19 +138,6 @@ def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
 
 def _plainly_refused(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
-
-
-def _block_text(block: Any) -> str:
-    if isinstance(block, dict):
-        if block.get("type") == "text" and isinstance(block.get("text"), str):
-            return str(block["text"])
-        if block.get("type") in ("image", "audio") and isinstance(block.get("data"), str):
-            return f"[{block['type']}: {block.get('mimeType', 'unknown type')}, {len(block['data']) * 3 // 4} bytes]"
-        if block.get("type") == "resource_link":
-            return f"[resource: {block.get('uri')}]"
-        if isinstance(resource := block.get("resource"), dict):
-            return str(resource.get("text", f"[resource: {resource.get('uri')}]"))
-    raise BadReply("its result holds a content block of no known type")
 
 
 def _pin(definition: JsonObject) -> Digest | None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lockstep.agent.locked import LockedTool
 from lockstep.gate.permit import Permit
-from lockstep.values import Digest, JsonObject, RunId, Tier
+from lockstep.values import Attachment, Digest, JsonObject, RunId, Tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,8 @@ class Outcome:
     kind: str
     text: str
     """For the model."""
+    attachments: tuple[Attachment, ...] = ()
+    """Images for the model, named in its text, and files for the user."""
     detail: str = ""
     """For the operator: traceback, stderr."""
     unknown: bool = False

@@ -59,6 +59,7 @@ def model_settings(model: ModelSection) -> Settings:
         seed=model.seed,
         parallel_tool_calls=model.parallel_tool_calls,
         timeout_s=model.timeout_s,
+        images=model.images is not False,
     )
 
 

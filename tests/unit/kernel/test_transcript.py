@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from inprocess import LOOK, NOTE, locked_agent, locked_tool
 
 from lockstep.kernel.transcript import Transcript, build_prompt, definitions, opening
 from lockstep.model.port import AskedCall, AssistantMessage, Message, ToolMessage, UserMessage
+from lockstep.values import Attachment
 
 ASKED = AskedCall(provider_id="c1", name="look", arguments='{"to": "SFO"}')
+RESULT = ToolMessage(provider_id="c1", name="look", text="BA1")
+PLOT = Attachment(name="plot.png", mime_type="image/png", data=b"pixels", shown=True)
 MESSAGES: tuple[Message, ...] = (
     UserMessage(text="Find a flight."),
     AssistantMessage(text="Looking.", calls=(ASKED,)),
-    ToolMessage(provider_id="c1", name="look", text="BA1"),
+    RESULT,
     AssistantMessage(text="BA1 it is."),
 )
 
@@ -48,6 +52,12 @@ def test_adding_messages_together_is_adding_them_one_by_one() -> None:
     assert together.add() == together
 
 
+def test_a_result_without_images_is_digested_as_before_there_were_any() -> None:
+    before = bytes.fromhex(digests(*MESSAGES[:2])[-1])
+    encoded = json.dumps(["tool", "c1", "look", "BA1", False]).encode()
+    assert digests(*MESSAGES[:3])[-1] == hashlib.sha256(before + encoded).hexdigest()
+
+
 CHANGED: dict[str, tuple[Message, ...]] = {
     "user text": (UserMessage(text="Find a flight!"), *MESSAGES[1:]),
     "assistant text": (MESSAGES[0], AssistantMessage(text="Looking", calls=(ASKED,)), *MESSAGES[2:]),
@@ -71,6 +81,12 @@ CHANGED: dict[str, tuple[Message, ...]] = {
     "result is an error": (
         *MESSAGES[:2],
         ToolMessage(provider_id="c1", name="look", text="BA1", is_error=True),
+        MESSAGES[3],
+    ),
+    "result has an image": (*MESSAGES[:2], replace(RESULT, images=(PLOT,)), MESSAGES[3]),
+    "result has another image": (
+        *MESSAGES[:2],
+        replace(RESULT, images=(replace(PLOT, data=b"other"),)),
         MESSAGES[3],
     ),
     "order": (MESSAGES[1], MESSAGES[0], *MESSAGES[2:]),

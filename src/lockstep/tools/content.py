@@ -1,0 +1,123 @@
+"""What the content blocks of an MCP result come to: text for the model, and what is kept beside it.
+
+All of it is attacker-controlled. An image that a provider would refuse must not get into a conversation, because every
+later request repeats it: what is not plainly a whole image of a known type stays the words for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from lockstep.tools.client import BadReply
+from lockstep.values import IMAGE_TYPES, Attachment
+
+NAME_META = "lockstep/name"
+MAX_ATTACHMENTS = 32
+MAX_IMAGE_BYTES = 3_750_000
+"""Providers take 5 MB of base64."""
+_MAX_NAME_CHARACTERS = 200
+_MIME_TYPE = re.compile(r"[A-Za-z0-9.+-]{1,64}/[A-Za-z0-9.+-]{1,64}")
+_BYTES = "application/octet-stream"
+
+
+def read_content(blocks: Sequence[Any]) -> tuple[str, tuple[Attachment, ...]]:
+    """The text of a result, and its attachments: images, and what is addressed to the user.
+
+    Raises:
+        BadReply: a block is of no known type.
+    """
+    texts: list[str] = []
+    kept: list[Attachment] = []
+    for block in blocks:
+        text = _text(block)
+        attachment = _attachment(block) if len(kept) < MAX_ATTACHMENTS else None
+        if attachment is not None:
+            kept.append(attachment)
+            if attachment.shown:
+                text = f"[image: {attachment.kind}]"
+        texts.append(text)
+    return "\n".join(texts), tuple(kept)
+
+
+def _text(block: Any) -> str:
+    """A block in words."""
+    if isinstance(block, dict):
+        if block.get("type") == "text" and isinstance(block.get("text"), str):
+            return str(block["text"])
+        if block.get("type") in ("image", "audio") and isinstance(block.get("data"), str):
+            return f"[{block['type']}: {block.get('mimeType', 'unknown type')}, {len(block['data']) * 3 // 4} bytes]"
+        if block.get("type") == "resource_link":
+            return f"[resource: {block.get('uri')}]"
+        if isinstance(resource := block.get("resource"), dict):
+            return str(resource.get("text", f"[resource: {resource.get('uri')}]"))
+    raise BadReply("its result holds a content block of no known type")
+
+
+def _attachment(block: Mapping[str, Any]) -> Attachment | None:
+    """What is kept of a block beside its words; None for nothing."""
+    audience = _audience(block)
+    if block.get("type") == "image":
+        return _image(block, audience)
+    resource = block.get("resource")
+    if "user" not in audience or not isinstance(resource, dict):
+        return None
+    data = _bytes(resource.get("blob"))
+    if isinstance(text := resource.get("text"), str):
+        data = text.encode("utf-8", "surrogatepass")
+    name = unquote(str(resource.get("uri", ""))).rstrip("/").rpartition("/")[2]
+    return None if data is None else _file(name, resource.get("mimeType"), data)
+
+
+def _image(block: Mapping[str, Any], audience: Sequence[Any]) -> Attachment | None:
+    data, mime_type = _bytes(block.get("data")), block.get("mimeType")
+    if data is None:
+        return None
+    meta = block.get("_meta")
+    name = str(meta.get(NAME_META, "")) if isinstance(meta, dict) else ""
+    showable = mime_type in IMAGE_TYPES and len(data) <= MAX_IMAGE_BYTES and _is_whole(str(mime_type), data)
+    if showable and (not audience or "assistant" in audience):
+        return Attachment(name=_clean(name), mime_type=str(mime_type), data=data, shown=True)
+    return _file(name, mime_type, data) if "user" in audience else None
+
+
+def _file(name: str, mime_type: Any, data: bytes) -> Attachment:
+    known = isinstance(mime_type, str) and _MIME_TYPE.fullmatch(mime_type)
+    return Attachment(name=_clean(name), mime_type=str(mime_type) if known else _BYTES, data=data)
+
+
+def _audience(block: Mapping[str, Any]) -> Sequence[Any]:
+    """Whom a block says it is for; empty when it does not say."""
+    annotations = block.get("annotations")
+    audience = annotations.get("audience") if isinstance(annotations, dict) else None
+    return audience if isinstance(audience, list) else ()
+
+
+def _bytes(text: Any) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True) if isinstance(text, str) else None
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _is_whole(mime_type: str, data: bytes) -> bool:
+    """Whether the data begins and ends as an image of this type does."""
+    match mime_type:
+        case "image/png":
+            return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
+        case "image/jpeg":
+            return data.startswith(b"\xff\xd8\xff") and data.rstrip(b"\0").endswith(b"\xff\xd9")
+        case "image/gif":
+            return data.startswith((b"GIF87a", b"GIF89a")) and data.endswith(b";")
+        case _:
+            size_bytes = int.from_bytes(data[4:8], "little") + 8
+            return data.startswith(b"RIFF") and data[8:12] == b"WEBP" and size_bytes <= len(data)
+
+
+def _clean(name: str) -> str:
+    """A name that a record can hold; what a file may be called is decided by whoever writes one."""
+    return name[:_MAX_NAME_CHARACTERS].encode("utf-8", "replace").decode()

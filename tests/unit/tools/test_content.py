@@ -1,0 +1,102 @@
+"""What a server's content blocks come to: whole images are kept and shown, all else stays the words for it."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from pictures import GIF, JPEG, SVG, WEBP, png
+
+from lockstep.tools.client import BadReply
+from lockstep.tools.content import MAX_ATTACHMENTS, MAX_IMAGE_BYTES, read_content
+from lockstep.values import Attachment
+
+
+def image(data: bytes, mime_type: Any = "image/png", **more: Any) -> dict[str, Any]:
+    return {"type": "image", "mimeType": mime_type, "data": base64.b64encode(data).decode(), **more}
+
+
+def resource(audience: Any = None, **more: Any) -> dict[str, Any]:
+    block = {"type": "resource", "resource": {"uri": "file:///work/a%20b.csv", **more}}
+    return block if audience is None else {**block, "annotations": {"audience": audience}}
+
+
+@pytest.mark.parametrize(
+    ("mime_type", "data"), [("image/png", png()), ("image/jpeg", JPEG), ("image/gif", GIF), ("image/webp", WEBP)]
+)
+def test_a_whole_image_is_kept_and_named_in_the_text(mime_type: str, data: bytes) -> None:
+    named = {"_meta": {"lockstep/name": "plot"}}
+    text, kept = read_content([{"type": "text", "text": "Here:"}, image(data, mime_type, **named)])
+    assert kept == (Attachment(name="plot", mime_type=mime_type, data=data, shown=True),)
+    assert text == f"Here:\n[image: {mime_type}, {len(data)} bytes]"
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "a type nobody shows": image(SVG.encode(), "image/svg+xml"),
+    "no type": image(png(), None),
+    "a type that is not what it is": image(JPEG, "image/png"),
+    "cut short": image(png()[:-4]),
+    "empty": image(b""),
+    "not base64": {"type": "image", "mimeType": "image/png", "data": "%%%%"},
+    "too large": image(png()[:8] + bytes(MAX_IMAGE_BYTES) + png()[-8:]),
+    "half a webp": image(WEBP[:-2], "image/webp"),
+    "for the user alone, and none": image(png()[:-4], annotations={"audience": "user"}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_provider_would_refuse_stays_the_words_for_it(name: str) -> None:
+    text, kept = read_content([BROKEN[name]])
+    assert kept == ()
+    data = BROKEN[name]["data"]
+    assert text == f"[image: {BROKEN[name]['mimeType']}, {len(data) * 3 // 4} bytes]"
+
+
+def test_results_without_images_read_as_they_did() -> None:
+    blocks = [
+        {"type": "text", "text": "a"},
+        {"type": "audio", "mimeType": "audio/wav", "data": "AAAA"},
+        {"type": "resource_link", "uri": "file:///x"},
+        resource(text="b"),
+        resource(blob="AAAA"),
+    ]
+    said = "a\n[audio: audio/wav, 3 bytes]\n[resource: file:///x]\nb\n[resource: file:///work/a%20b.csv]"
+    assert read_content(blocks) == (said, ())
+
+
+def test_what_is_addressed_to_the_user_is_kept_as_a_file() -> None:
+    blocks = [
+        resource(["user", "assistant"], text="x,y\ud800", mimeType="text/csv"),
+        resource(["user"], blob="AAEC", mimeType="not a type"),
+        image(SVG.encode(), "image/svg+xml", annotations={"audience": ["user"]}),
+        image(png(), annotations={"audience": ["user"]}),
+        resource(["assistant"], text="x"),
+        resource(["user"]),
+    ]
+    _, kept = read_content(blocks)
+    assert [(each.name, each.mime_type, each.shown) for each in kept] == [
+        ("a b.csv", "text/csv", False),
+        ("a b.csv", "application/octet-stream", False),
+        ("", "image/svg+xml", False),
+        ("", "image/png", False),
+    ]
+    assert kept[1].data == b"\0\1\2"
+
+
+def test_only_so_many_are_kept() -> None:
+    text, kept = read_content([image(png())] * (MAX_ATTACHMENTS + 1))
+    assert len(kept) == MAX_ATTACHMENTS
+    assert len(text.splitlines()) == MAX_ATTACHMENTS + 1
+
+
+@pytest.mark.parametrize("block", [None, 5, "text", {}, {"type": "text"}, {"type": "video", "data": "AA"}])
+def test_a_block_of_no_known_type_is_a_bad_reply(block: Any) -> None:
+    with pytest.raises(BadReply):
+        read_content([block])
+
+
+def test_a_name_that_no_record_could_hold_is_made_one_that_can() -> None:
+    _, (kept,) = read_content([image(png(), _meta={"lockstep/name": "\ud800" + "x" * 1000})])
+    assert kept.name.startswith("?x")
+    assert len(kept.name) == 200
