@@ -16,6 +16,7 @@ from lockstep.agent.lock import Lock, from_text, read_lock, to_text, write_lock
 from lockstep.agent.locked import locked_agent
 from lockstep.cli import scaffold
 from lockstep.cli.report import BAD_INPUT, FINISHED, INTERNAL, as_json, exit_code, row_as_json, waiting_as_json
+from lockstep.cli.saving import save_attachments
 from lockstep.cli.show import Live, cost_text, print_changes, print_result, print_run, print_trace
 from lockstep.cli.stores import existing, find, looking, opened
 from lockstep.cli.terminal import console, count, is_interactive, one_line, plain, print_json, read_line, user
@@ -142,7 +143,7 @@ async def runs(store: Path | None, session: str | None, limit: int, json: bool) 
     return FINISHED
 
 
-async def show(store: Path | None, name: str, json: bool) -> int:
+async def show(store: Path | None, name: str, json: bool, save: Path | None) -> int:
     async with looking(store) as journal:
         run_id = await find(journal, name)
         started, _ = await running.lock_of_run(journal, run_id)
@@ -151,6 +152,12 @@ async def show(store: Path | None, name: str, json: bool) -> int:
         print_json(as_json(state))
     else:
         print_run(console(), state, started.drift)
+    if save is not None:
+        saved = save_attachments(save, state)
+        for path in saved:
+            console(stderr=json).print(f"wrote {plain(str(path))}")
+        if not saved:
+            console(stderr=json).print("this run kept no images and no files")
     return FINISHED
 
 

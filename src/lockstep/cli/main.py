@@ -110,11 +110,19 @@ def runs(
 
 
 @app.command()
-def show(run: RunArg = "last", store: StoreOption = None, json: JsonOption = False) -> None:
+def show(
+    run: RunArg = "last",
+    save: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--save", metavar="DIR", help="Write the run's images and files into this directory."),
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show one run: what was asked, every call with its verdict and outcome, the answer."""
     from lockstep.cli import commands
 
-    _finish(commands.show(store, run, json), json=json)
+    _finish(commands.show(store, run, json, save), json=json)
 
 
 @app.command()

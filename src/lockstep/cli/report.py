@@ -10,7 +10,7 @@ from lockstep.gate.arguments import MAX_DEPTH, is_deeper
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.reading import Waiting
-from lockstep.values import canonical, format_usd
+from lockstep.values import canonical, format_usd, sha256
 
 FINISHED, INTERNAL, BAD_INPUT, SUSPENDED, STOPPED = 0, 1, 2, 3, 4
 """Exit codes of every command."""
@@ -109,6 +109,11 @@ def _call(call: CallState) -> dict[str, Any]:
         "tier": call.tier or None,
         "duration_ms": call.duration_ms,
     }
+    if call.attachments:
+        out["attachments"] = [
+            {"name": one.name, "mime_type": one.mime_type, "bytes": len(one.data), "sha256": sha256(one.data)}
+            for one in call.attachments
+        ]
     if call.approval:
         out["approval"] = call.approval
     return out

@@ -14,6 +14,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
 from lockstep.kernel.state import CallState, State, Status
 from lockstep.telemetry.tree import Node, Spent, build_tree
+from lockstep.values import Attachment
 
 _VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "red"}
 _MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
@@ -115,7 +116,14 @@ def print_run(console: Console, state: State, drift: Sequence[str]) -> None:
         console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
         for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS])):
             console.print(f"      {plain(text)}")
+        for attachment in call.attachments:
+            console.print(f"      [dim]{_kept(attachment)}[/]")
     print_result(console, state)
+
+
+def _kept(attachment: Attachment) -> str:
+    kind = "image" if attachment.shown else "file"
+    return plain(f"kept [{kind}: {attachment.kind}] {attachment.name}".rstrip())
 
 
 def call_outcome(call: CallState) -> str:
