@@ -105,7 +105,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
         (
             'python = "b.py"',
             'builtin = "python"\negress = ["1.1.1.1:443"]',
-            "agent.toml:13: `tools[1]` is a built-in and has `egress`: code that a model wrote reaches nothing outside.",
+            "toml:13: `tools[1]` is a built-in and has `egress`: code that a model wrote reaches nothing outside.",
         ),
         ('python = "b.py"', 'builtin = "python"\nenv = { A = "b" }', "`tools[1]` is a built-in and has `env`: code"),
         (
