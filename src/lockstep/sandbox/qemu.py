@@ -23,6 +23,7 @@ from lockstep.sandbox import memory_image
 from lockstep.sandbox.kvm import runs_guests
 from lockstep.sandbox.monitor import Machine, Stream, Vm
 from lockstep.sandbox.qmp import Qmp
+from lockstep.sandbox.timestamp_counter import counter_khz
 from lockstep.values import Tier
 
 INSTALL = (
@@ -46,6 +47,7 @@ class QemuVm:
 
     def __init__(self, process: asyncio.subprocess.Process, link: socket.socket, log: Path) -> None:
         self._process = process
+        self._pidfd = os.pidfd_open(process.pid)
         self._link = link
         self._log = log
         self.qmp: Qmp | None = None
@@ -63,9 +65,9 @@ class QemuVm:
         return await self._process.wait()
 
     def kill(self) -> None:
-        if self._process.returncode is None:
+        if self._pidfd >= 0:  # asyncio's own way to signal may reap the process where nobody looks for its exit code
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def end(self) -> None:
         """Kill it and wait for its end; what is held open stays open."""
@@ -78,9 +80,10 @@ class QemuVm:
         if self.qmp is not None:
             self.qmp.close()
         self._link.close()
-        if self.memory >= 0:
-            os.close(self.memory)
-        self.memory = -1
+        for descriptor in (self.memory, self._pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.memory = self._pidfd = -1
 
     def last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -314,12 +317,8 @@ def _tuning(*, kvm: bool) -> str:
     """What the kernel need not find out. Measuring the clock can hang on a busy host when emulated."""
     if kvm:
         return ""
-    with contextlib.suppress(OSError, AttributeError):
-        described = Path("/proc/cpuinfo").read_text()
-        clock = re.search(r"^cpu MHz\s*: ([0-9.]+)$", described, re.MULTILINE)
-        assert clock is not None
-        return f"mitigations=off tsc_early_khz={int(float(clock.group(1)) * 1000)}"
-    return "mitigations=off"
+    clock_khz = counter_khz()
+    return f"mitigations=off tsc_early_khz={clock_khz}" if clock_khz else "mitigations=off"
 
 
 def _taking(take: Callable[[_T], _R], of: _T) -> _R:
