@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -190,6 +191,7 @@ class Qemu:
             ]
             passed = [memory, its_link.fileno(), its_control.fileno(), *drives, *descriptors]
             vm = QemuVm(await self._execute(command, passed, log), link, log)
+            _limit(vm.pid)
             if not keep:
                 unless_started.pop_all()
                 vm.memory = memory
@@ -226,12 +228,10 @@ class Qemu:
                 raise SandboxUnavailable(f"{self._binary} does not start: {error.strerror}.", remedy=INSTALL) from error
 
     def _prefix(self) -> list[str]:
-        """Die with us, leave no core, write no large file; each where the program that arranges it is there."""
+        """Die with us, where the program that arranges it is there; elsewhere `sweep` finds it."""
         prefix = []
         if (setpriv := shutil.which("setpriv")) is not None:
             prefix += [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--"]
-        if (prlimit := shutil.which("prlimit")) is not None:
-            prefix += [prlimit, "--core=0", f"--fsize={_FILE_BYTES}", "--nofile=256", "--"]
         return [*prefix, self._binary]
 
     def _machine(self, machine: Machine, directory: Path, memory: int, *, shared: bool) -> list[str]:
@@ -245,6 +245,13 @@ class Qemu:
             *("-m", size, "-smp", str(machine.vcpus), "-object", backend),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _FILTER),
         ]
+
+
+def _limit(pid: int) -> None:
+    """No core with a guest's memory in it, no large file; set from here, since QEMU's filter lets nobody raise them."""
+    with contextlib.suppress(OSError):
+        for name, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _FILE_BYTES)):
+            resource.prlimit(pid, name, (value, value))
 
 
 async def _state_of(vm: QemuVm, qmp: Qmp) -> bytes:
