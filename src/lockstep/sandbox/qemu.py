@@ -321,11 +321,12 @@ def _devices(link: int, control: int, drives: Sequence[int]) -> list[str]:
 
 
 def _tuning(*, kvm: bool) -> str:
-    """What the kernel need not find out. Measuring the clock can hang on a busy host when emulated."""
+    """What the kernel need not find out. Emulated, it can hang while it measures the clock, and wrongly distrusts it."""
     if kvm:
         return ""
     clock_khz = counter_khz()
-    return f"mitigations=off tsc_early_khz={clock_khz}" if clock_khz else "mitigations=off"
+    clock = f"clocksource=tsc tsc=reliable tsc_early_khz={clock_khz}" if clock_khz else ""
+    return f"mitigations=off {clock}".strip()
 
 
 def _taking(take: Callable[[_T], _R], of: _T) -> _R:
