@@ -143,3 +143,41 @@ def test_a_policy_may_accept_the_process_tier_for_it(analyst: Agent, tmp_path: P
         ("process", "ok"),
     ]
     assert len(done.json["calls"][1]["attachments"]) == 3
+
+
+SERVER = """\
+import base64, json, sys
+
+def answer(method):
+    if method == "initialize":
+        server = {"name": "x", "version": "1"}
+        return {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": server}
+    if method == "tools/list":
+        return {"tools": [{"name": "draw", "inputSchema": {"type": "object"}}]}
+    image = {"type": "image", "mimeType": "image/png", "data": base64.b64encode(png(8, 8, (0, 0, 9))).decode()}
+    return {"content": [{"type": "text", "text": "Drawn."}, image, {**image, "data": image["data"][:40]}]}
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": answer(asked["method"])}), flush=True)
+"""
+
+
+def test_images_of_an_mcp_server_take_the_same_path(tmp_path: Path) -> None:
+    entry = '[[tools]]\nmcp = { command = ["/usr/bin/python3", "server.py"] }\ncode = ["server.py"]\neffect = "read"\n'
+    agent = make_agent(
+        tmp_path / "drawer",
+        code="",
+        tools=entry,
+        script=(call("draw"), {"say": "Look."}),
+        files={"server.py": DRAW + SERVER},
+    )
+    done = agent.run("Draw.")
+    assert done.code == FINISHED, done.all
+    (drawn,) = done.json["calls"]
+    text, whole, broken = drawn["result"].splitlines()
+    assert (text, broken) == ("Drawn.", "[image: image/png, 30 bytes]")
+    (kept,) = drawn["attachments"]
+    assert whole == f"[image: image/png, {kept['bytes']} bytes]"
+    assert (kept["name"], kept["mime_type"]) == ("", "image/png")
