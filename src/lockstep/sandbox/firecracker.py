@@ -1,0 +1,177 @@
+"""Firecracker: each machine one `firecracker` process, jailed when we are root, told what to do over its HTTP API.
+
+Snapshots are full ones; a clone is a fresh process that maps the snapshot's memory privately, so that clones share
+what they do not change. The guest has no network card, no serial port and no metadata service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.firecracker_api import (
+    Action,
+    BootSource,
+    Call,
+    Drive,
+    Entropy,
+    MachineConfig,
+    MemoryBackend,
+    RateLimiter,
+    SnapshotCreate,
+    SnapshotLoad,
+    TokenBucket,
+    VmState,
+    Vsock,
+    ask,
+)
+from lockstep.sandbox.firecracker_jail import VSOCK_SOCKET, Home, Limits, cgroup_version, new_home
+from lockstep.sandbox.firecracker_vm import FirecrackerVm, launch
+from lockstep.sandbox.monitor import Machine, Vm
+from lockstep.values import Tier
+
+CMDLINE = "reboot=k panic=-1 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce"
+"""Added to the machine's own. Devices are found through ACPI: Debian's kernel takes none from the command line."""
+GUEST_CID = 3
+"""The same in every VM: each has a vsock device of its own, and nothing routes between them."""
+SNAPSHOT_S = 120.0
+VERSION_S = 10.0
+_STATE = "state"
+_MEMORY = "memory"
+_DISK = RateLimiter(
+    bandwidth=TokenBucket(size=64 * 2**20, refill_time=100), ops=TokenBucket(size=2_000, refill_time=100)
+)
+_RANDOM = RateLimiter(bandwidth=TokenBucket(size=64 * 2**10, refill_time=1_000, one_time_burst=64 * 2**10))
+_INSTALL = "Install a release of Firecracker and its jailer, and name them in FIRECRACKER_BIN and JAILER_BIN."
+
+
+class Firecracker:
+    """The Firecracker monitor; `jailer` None starts it bare. `locate` finds out what is installed."""
+
+    name = "firecracker"
+    tier = Tier.MICROVM
+
+    def __init__(self, firecracker: str, jailer: str | None, version: str, cgroups: int) -> None:
+        self._firecracker = firecracker
+        self._jailer = jailer
+        self._cgroups = cgroups
+        self._version = version
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    async def boot(self, machine: Machine, directory: Path) -> Vm:
+        home = self._home(directory)
+        kernel, initrd = home.place(machine.kernel, "kernel"), home.place(machine.initrd, "initrd")
+        calls = [
+            MachineConfig(vcpu_count=machine.vcpus, mem_size_mib=machine.memory_mib),
+            BootSource(kernel_image_path=kernel, initrd_path=initrd, boot_args=f"{machine.cmdline} {CMDLINE}".strip()),
+            *(
+                Drive(drive_id=name, path_on_host=home.place(path, name), rate_limiter=_DISK)
+                for name, path in _named(machine.drives)
+            ),
+            Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
+            Entropy(rate_limiter=_RANDOM),
+            Action(action_type="InstanceStart"),
+        ]
+        return await self._start(home, machine, calls, writes_snapshot=True)
+
+    async def snapshot(self, vm: Vm, into: Path) -> None:
+        assert isinstance(vm, FirecrackerVm)
+        await ask(vm.api, VmState(state="Paused"))
+        await ask(vm.api, SnapshotCreate(snapshot_path=_STATE, mem_file_path=_MEMORY), SNAPSHOT_S)
+        vm.kill()
+        await vm.wait()
+        try:
+            for name in (_STATE, _MEMORY):
+                await asyncio.to_thread(_keep, vm.home.root / name, into / name)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    async def clone(self, machine: Machine, snapshot: Path, directory: Path, *, fork: bool = False) -> Vm:
+        home = self._home(directory)
+        for name, path in _named(machine.drives):
+            home.place(path, name)
+        for name in (_STATE, _MEMORY):
+            await asyncio.to_thread(home.place, snapshot / name, name)
+        load = SnapshotLoad(snapshot_path=_STATE, mem_backend=MemoryBackend(backend_path=_MEMORY))
+        return await self._start(home, machine, [load], writes_snapshot=fork)
+
+    def _home(self, directory: Path) -> Home:
+        home = new_home(directory, self._firecracker, self._jailer)
+        try:
+            home.make()
+        except OSError as error:
+            raise _unwritable(error) from error
+        return home
+
+    async def _start(self, home: Home, machine: Machine, calls: list[Call], *, writes_snapshot: bool) -> FirecrackerVm:
+        limits = Limits(memory_mib=machine.memory_mib, vcpus=machine.vcpus, writes_snapshot=writes_snapshot)
+        vm = await launch(home, home.command(limits, self._cgroups))
+        try:
+            await vm.answers()
+            for call in calls:
+                await ask(vm.api, call)
+        except BaseException:
+            await vm.close()
+            raise
+        return vm
+
+
+async def locate() -> Firecracker:
+    """The installed Firecracker: FIRECRACKER_BIN and JAILER_BIN, then PATH; a jailer may also lie beside it.
+
+    Raises:
+        SandboxUnavailable: there is none, it does not run, or we are root and it comes without its own jailer.
+    """
+    binary = _found(os.environ.get("FIRECRACKER_BIN") or "firecracker")
+    if binary is None:
+        raise SandboxUnavailable("Firecracker is not installed on this machine.", remedy=_INSTALL)
+    version = await _version(binary)
+    if os.geteuid() != 0:
+        return Firecracker(binary, None, version, 0)
+    beside = str(Path(binary).with_name("jailer"))
+    jailer = _found(os.environ.get("JAILER_BIN") or beside) or _found("jailer")
+    if jailer is None:
+        raise SandboxUnavailable("Firecracker is here, but not its jailer, which root must use.", remedy=_INSTALL)
+    if (other := await _version(jailer)) != version:
+        raise SandboxUnavailable(f"Firecracker is {version}, its jailer {other}.", remedy=_INSTALL)
+    return Firecracker(binary, jailer, version, cgroup_version())
+
+
+def _found(program: str) -> str | None:
+    found = shutil.which(program)
+    return None if found is None else os.path.realpath(found)
+
+
+async def _version(binary: str) -> str:
+    """`1.16.1`, from "Firecracker v1.16.1" or "Jailer v1.16.1"."""
+    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    try:
+        child = await asyncio.create_subprocess_exec(binary, "--version", stdin=none, stdout=pipe, stderr=none, env={})
+        out, _ = await asyncio.wait_for(child.communicate(), VERSION_S)
+        return out.decode().split()[1].removeprefix("v")
+    except (OSError, TimeoutError, UnicodeDecodeError, IndexError) as error:
+        raise SandboxUnavailable(f"{binary} does not say its version: {error!r}.", remedy=_INSTALL) from error
+
+
+def _named(drives: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    """Each drive with its name in the guest, which is also its file's name in the VM's directory."""
+    return ((f"vd{letter}", path) for letter, path in zip("abcdefghijklmnopqrstuvwxyz", drives, strict=False))
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Move a snapshot's file to where nobody writes it again; readable for all, so that a jail can link it."""
+    shutil.move(source, target)
+    os.chown(target, os.geteuid(), os.getegid())
+    target.chmod(0o444)
+
+
+def _unwritable(error: OSError) -> SandboxUnavailable:
+    message = f"The files of a microVM cannot be written: {error.strerror or error} ({error.filename})."
+    return SandboxUnavailable(message, remedy="Free some space, or name a writable directory in TMPDIR.")
