@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
@@ -46,6 +46,8 @@ _DISK = RateLimiter(
     bandwidth=TokenBucket(size=64 * 2**20, refill_time=100), ops=TokenBucket(size=2_000, refill_time=100)
 )
 _RANDOM = RateLimiter(bandwidth=TokenBucket(size=64 * 2**10, refill_time=1_000, one_time_burst=64 * 2**10))
+SNAPSHOT_CALLS = (VmState(state="Paused"), SnapshotCreate(snapshot_path=_STATE, mem_file_path=_MEMORY))
+CLONE_CALLS = (SnapshotLoad(snapshot_path=_STATE, mem_backend=MemoryBackend(backend_path=_MEMORY)),)
 _INSTALL = "Install a release of Firecracker and its jailer, and name them in FIRECRACKER_BIN and JAILER_BIN."
 
 
@@ -66,25 +68,14 @@ class Firecracker:
         return self._version
 
     async def boot(self, machine: Machine, directory: Path) -> Vm:
-        home = self._home(directory)
-        kernel, initrd = home.place(machine.kernel, "kernel"), home.place(machine.initrd, "initrd")
-        calls = [
-            MachineConfig(vcpu_count=machine.vcpus, mem_size_mib=machine.memory_mib),
-            BootSource(kernel_image_path=kernel, initrd_path=initrd, boot_args=f"{machine.cmdline} {CMDLINE}".strip()),
-            *(
-                Drive(drive_id=name, path_on_host=home.place(path, name), rate_limiter=_DISK)
-                for name, path in _named(machine.drives)
-            ),
-            Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
-            Entropy(rate_limiter=_RANDOM),
-            Action(action_type="InstanceStart"),
-        ]
-        return await self._start(home, machine, calls, writes_snapshot=True)
+        files = (("kernel", machine.kernel), ("initrd", machine.initrd), *_named(machine.drives))
+        home = await asyncio.to_thread(self._home, directory, files)
+        return await self._start(home, machine, boot_calls(machine), writes_snapshot=True)
 
     async def snapshot(self, vm: Vm, into: Path) -> None:
         assert isinstance(vm, FirecrackerVm)
-        await ask(vm.api, VmState(state="Paused"))
-        await ask(vm.api, SnapshotCreate(snapshot_path=_STATE, mem_file_path=_MEMORY), SNAPSHOT_S)
+        for call in SNAPSHOT_CALLS:
+            await ask(vm.api, call, SNAPSHOT_S)
         vm.kill()
         await vm.wait()
         try:
@@ -94,23 +85,23 @@ class Firecracker:
             raise _unwritable(error) from error
 
     async def clone(self, machine: Machine, snapshot: Path, directory: Path, *, fork: bool = False) -> Vm:
-        home = self._home(directory)
-        for name, path in _named(machine.drives):
-            home.place(path, name)
-        for name in (_STATE, _MEMORY):
-            await asyncio.to_thread(home.place, snapshot / name, name)
-        load = SnapshotLoad(snapshot_path=_STATE, mem_backend=MemoryBackend(backend_path=_MEMORY))
-        return await self._start(home, machine, [load], writes_snapshot=fork)
+        kept = ((name, snapshot / name) for name in (_STATE, _MEMORY))
+        home = await asyncio.to_thread(self._home, directory, (*kept, *_named(machine.drives)))
+        return await self._start(home, machine, CLONE_CALLS, writes_snapshot=fork)
 
-    def _home(self, directory: Path) -> Home:
+    def _home(self, directory: Path, files: Iterable[tuple[str, Path]]) -> Home:
         home = new_home(directory, self._firecracker, self._jailer)
         try:
             home.make()
+            for name, path in files:
+                home.place(path, name)
         except OSError as error:
             raise _unwritable(error) from error
         return home
 
-    async def _start(self, home: Home, machine: Machine, calls: list[Call], *, writes_snapshot: bool) -> FirecrackerVm:
+    async def _start(
+        self, home: Home, machine: Machine, calls: Sequence[Call], *, writes_snapshot: bool
+    ) -> FirecrackerVm:
         limits = Limits(memory_mib=machine.memory_mib, vcpus=machine.vcpus, writes_snapshot=writes_snapshot)
         vm = await launch(home, home.command(limits, self._cgroups))
         try:
@@ -118,9 +109,21 @@ class Firecracker:
             for call in calls:
                 await ask(vm.api, call)
         except BaseException:
-            await vm.close()
+            await asyncio.shield(vm.close())
             raise
         return vm
+
+
+def boot_calls(machine: Machine) -> list[Call]:
+    """What is asked of a fresh Firecracker, in this order, to boot the machine."""
+    return [
+        MachineConfig(vcpu_count=machine.vcpus, mem_size_mib=machine.memory_mib),
+        BootSource(kernel_image_path="kernel", initrd_path="initrd", boot_args=f"{machine.cmdline} {CMDLINE}".strip()),
+        *(Drive(drive_id=name, path_on_host=name, rate_limiter=_DISK) for name, _ in _named(machine.drives)),
+        Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
+        Entropy(rate_limiter=_RANDOM),
+        Action(action_type="InstanceStart"),
+    ]
 
 
 async def locate() -> Firecracker:

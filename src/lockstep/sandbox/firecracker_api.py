@@ -51,8 +51,9 @@ class Call:
     def path(self) -> str:
         return self.PATH
 
-    def body(self) -> JsonObject:
-        return _plain(self)
+    def body(self) -> bytes:
+        """The JSON that is sent; nothing for a GET."""
+        return b"" if self.METHOD == "GET" else json.dumps(_plain(self), sort_keys=True).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +109,7 @@ class Entropy(Call):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Action(Call):
-    """`InstanceStart`, or `SendCtrlAltDel` (which a guest with an i8042 takes as a request to end)."""
+    """`InstanceStart`. We ask no guest to end by `SendCtrlAltDel`: it need not obey, and killing is certain."""
 
     PATH = "/actions"
 
@@ -117,7 +118,7 @@ class Action(Call):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VmState(Call):
-    """`Paused` or `Resumed`."""
+    """`Paused`, before a snapshot; a clone resumes as it is loaded."""
 
     METHOD = "PATCH"
     PATH = "/vm"
@@ -212,7 +213,7 @@ async def _exchange(socket: Path, call: Call) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
         http = h11.Connection(our_role=h11.CLIENT)
-        body = b"" if call.METHOD == "GET" else json.dumps(call.body(), sort_keys=True).encode()
+        body = call.body()
         headers = [("host", "localhost"), ("accept", "application/json")]
         if body:
             headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
@@ -233,8 +234,10 @@ async def _answer(reader: asyncio.StreamReader, http: h11.Connection) -> tuple[i
             http.receive_data(await reader.read(_ANSWER_BYTES))
         elif isinstance(event, h11.Response):
             status = event.status_code
-        elif isinstance(event, h11.Data) and len(body) < _ANSWER_BYTES:
+        elif isinstance(event, h11.Data):
             body += event.data
+            if len(body) > _ANSWER_BYTES:
+                raise ConnectionResetError("its answer has no end")
         elif isinstance(event, h11.EndOfMessage):
             return status, body
         elif isinstance(event, h11.ConnectionClosed):
