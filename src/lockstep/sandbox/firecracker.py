@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
@@ -51,21 +52,33 @@ CLONE_CALLS = (SnapshotLoad(snapshot_path=_STATE, mem_backend=MemoryBackend(back
 _INSTALL = "Install a release of Firecracker and its jailer, and name them in FIRECRACKER_BIN and JAILER_BIN."
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Installed:
+    """What `locate` found. `jailer` is None where the process runs bare, `cgroups` 0 where there are none."""
+
+    firecracker: str
+    jailer: str | None
+    version: str
+    cgroups: int
+
+
 class Firecracker:
-    """The Firecracker monitor; `jailer` None starts it bare. `locate` finds out what is installed."""
+    """The Firecracker monitor."""
 
     name = "firecracker"
     tier = Tier.MICROVM
 
-    def __init__(self, firecracker: str, jailer: str | None, version: str, cgroups: int) -> None:
-        self._firecracker = firecracker
-        self._jailer = jailer
-        self._cgroups = cgroups
-        self._version = version
+    def __init__(self, installed: Installed | None = None) -> None:
+        self._found = installed
+
+    async def prepare(self) -> str:
+        self._found = self._found or await locate()
+        return self._found.version
 
     @property
-    def version(self) -> str:
-        return self._version
+    def _installed(self) -> Installed:
+        assert self._found is not None, "prepare() comes first"
+        return self._found
 
     async def boot(self, machine: Machine, directory: Path) -> Vm:
         files = (("kernel", machine.kernel), ("initrd", machine.initrd), *_named(machine.drives))
@@ -90,7 +103,7 @@ class Firecracker:
         return await self._start(home, machine, CLONE_CALLS, writes_snapshot=fork)
 
     def _home(self, directory: Path, files: Iterable[tuple[str, Path]]) -> Home:
-        home = new_home(directory, self._firecracker, self._jailer)
+        home = new_home(directory, self._installed.firecracker, self._installed.jailer)
         try:
             home.make()
             for name, path in files:
@@ -103,7 +116,7 @@ class Firecracker:
         self, home: Home, machine: Machine, calls: Sequence[Call], *, writes_snapshot: bool
     ) -> FirecrackerVm:
         limits = Limits(memory_mib=machine.memory_mib, vcpus=machine.vcpus, writes_snapshot=writes_snapshot)
-        vm = await launch(home, home.command(limits, self._cgroups))
+        vm = await launch(home, home.command(limits, self._installed.cgroups))
         try:
             await vm.answers()
             for call in calls:
@@ -126,7 +139,7 @@ def boot_calls(machine: Machine) -> list[Call]:
     ]
 
 
-async def locate() -> Firecracker:
+async def locate() -> Installed:
     """The installed Firecracker: FIRECRACKER_BIN and JAILER_BIN, then PATH; a jailer may also lie beside it.
 
     Raises:
@@ -137,14 +150,14 @@ async def locate() -> Firecracker:
         raise SandboxUnavailable("Firecracker is not installed on this machine.", remedy=_INSTALL)
     version = await _version(binary)
     if os.geteuid() != 0:
-        return Firecracker(binary, None, version, 0)
+        return Installed(firecracker=binary, jailer=None, version=version, cgroups=0)
     beside = str(Path(binary).with_name("jailer"))
     jailer = _found(os.environ.get("JAILER_BIN") or beside) or _found("jailer")
     if jailer is None:
         raise SandboxUnavailable("Firecracker is here, but not its jailer, which root must use.", remedy=_INSTALL)
     if (other := await _version(jailer)) != version:
         raise SandboxUnavailable(f"Firecracker is {version}, its jailer {other}.", remedy=_INSTALL)
-    return Firecracker(binary, jailer, version, cgroup_version())
+    return Installed(firecracker=binary, jailer=jailer, version=version, cgroups=cgroup_version())
 
 
 def _found(program: str) -> str | None:

@@ -37,6 +37,8 @@ class FirecrackerVm:
         self._child = child
         self._output = output
         self._pidfd = os.pidfd_open(pid)
+        # sockets are reached by way of a descriptor: a socket's path is at most 107 bytes, ours may be longer
+        self._root = os.open(home.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._gone = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd, self._notice_end)
 
@@ -46,7 +48,7 @@ class FirecrackerVm:
 
     @property
     def api(self) -> Path:
-        return self.home.root / API_SOCKET
+        return Path(f"/proc/self/fd/{self._root}", API_SOCKET)
 
     async def answers(self) -> None:
         """Wait until the API does.
@@ -82,6 +84,7 @@ class FirecrackerVm:
         await self.wait()
         await self._child.wait()
         self._output.close()
+        os.close(self._root)
         os.close(self._pidfd)
         self._pidfd = -1
         with contextlib.suppress(OSError):  # a group that is still busy is the janitor's
@@ -111,7 +114,7 @@ class FirecrackerVm:
         """Ask Firecracker for the agent's port; None when nobody listens there yet."""
         try:
             async with asyncio.timeout(_KNOCK_S):
-                reader, writer = await asyncio.open_unix_connection(self.home.root / VSOCK_SOCKET)
+                reader, writer = await asyncio.open_unix_connection(self.api.with_name(VSOCK_SOCKET))
                 try:
                     writer.write(b"CONNECT %d\n" % AGENT_PORT)
                     if (await reader.readline()).startswith(b"OK "):
