@@ -107,6 +107,7 @@ class _Replay:
         try:
             return list(await asyncio.gather(*(one(n, recording) for n, recording in enumerate(recordings, start=1))))
         finally:
+            await self._tools.close()
             await journal.close()
 
     async def _one(self, session: str, recording: Recording, journal: Journal) -> Compared:

@@ -12,6 +12,7 @@ LockstepError            code, sentence, remedy; exit_code for the command line
 ├── ModelError           the model cannot be had: name, key, provider, recording
 │   └── RecordingMismatch   the conversation left the recording
 ├── SandboxUnavailable   no backend of the required tier; never shown to the model as tool output
+│   └── SandboxBusy      every sandbox this machine has room for is in use
 └── PermitError          a permit is missing, spent, expired or for another call; nothing ran
 """
 
@@ -75,6 +76,10 @@ class RecordingMismatch(ModelError):
 
 class SandboxUnavailable(LockstepError):
     code = "sandbox_unavailable"
+
+
+class SandboxBusy(SandboxUnavailable):
+    code = "sandbox_busy"
 
 
 class PermitError(LockstepError):

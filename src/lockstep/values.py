@@ -32,9 +32,10 @@ class Effect(StrEnum):
 
 
 class Tier(StrEnum):
-    """Isolation of a call, strongest first in `TIER_RANK`. `none` is in-process: library use only, never a file.
+    """Isolation of a call, strongest first in `TIER_RANK`.
 
-    `emulated` is a microVM whose processor is emulated in software: it shows that the guest works and is no boundary.
+    `emulated` is the microVM guest under software emulation, for development: not a security boundary. `none` is
+    in-process: library use only, never a file.
     """
 
     MICROVM = "microvm"
@@ -44,13 +45,7 @@ class Tier(StrEnum):
     NONE = "none"
 
 
-TIER_RANK: Mapping[Tier, int] = {
-    Tier.MICROVM: 3,
-    Tier.GVISOR: 2,
-    Tier.PROCESS: 1,
-    Tier.EMULATED: 0,
-    Tier.NONE: 0,
-}
+TIER_RANK: Mapping[Tier, int] = {Tier.MICROVM: 3, Tier.GVISOR: 2, Tier.PROCESS: 1, Tier.EMULATED: 0, Tier.NONE: 0}
 
 
 def sha256(data: bytes) -> Digest:

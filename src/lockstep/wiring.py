@@ -28,7 +28,7 @@ from lockstep.agent.lock import (
 )
 from lockstep.agent.locked import LockedAgent, LockedTool, locked_agent
 from lockstep.agent.spec import FILE_MODELS, MODEL_NAME_RULE, AgentSpec, ModelSection, ToolSource
-from lockstep.errors import ConfigError, LockError, ModelError, SandboxUnavailable, StoreError
+from lockstep.errors import ConfigError, LockError, ModelError, StoreError
 from lockstep.gate.arguments import ArgumentChecker
 from lockstep.gate.gate import Describing, Gate
 from lockstep.gate.policy import Policies
@@ -100,6 +100,16 @@ class Store:
         """The tool host; `backends` in place of this machine's own."""
         guest = Guest(self.directory / "guest")
         return SandboxedTools(self.backends() if backends is None else backends, self.code(), guest)
+
+
+@contextlib.asynccontextmanager
+async def opened_tools(store: Store) -> AsyncIterator[SandboxedTools]:
+    """The store's tool host; every sandbox is gone at the end."""
+    tools = store.tools()
+    try:
+        yield tools
+    finally:
+        await tools.close()
 
 
 async def findings(store: Store) -> list[Findings]:
@@ -443,16 +453,17 @@ def _tool_problems(tool: LockedTool) -> list[str]:
     return problems
 
 
+async def start_ahead(tools: SandboxedTools, agent: LockedAgent) -> None:
+    """Have sandboxes ready by the time a provider has answered; a model that is a file answers at once."""
+    if agent.model.name.partition(":")[0] not in FILE_MODELS:
+        await tools.prepare(agent.tools.values())
+
+
 async def require_tiers(tools: SandboxedTools, agent: LockedAgent) -> None:
     """Fail before a run starts when a tool's tier cannot be had here.
 
     Raises:
         SandboxUnavailable: with what was seen and the remedy.
     """
-    for backend in {tools.backend_for(tool).tier: tools.backend_for(tool) for tool in agent.tools.values()}.values():
-        seen = await backend.canary()
-        if not seen.available:
-            saw = "; ".join(f"{what}: {found.rstrip('.')}" for what, found in seen.details)
-            raise SandboxUnavailable(
-                f"The tier {seen.tier.value!r} is not available on this machine ({saw}).", remedy=seen.remedy
-            )
+    for tool in agent.tools.values():
+        await tools.choose(tool)

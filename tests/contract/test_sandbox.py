@@ -17,19 +17,22 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from guest_cache import guest_cache
 
 import lockstep.tools
 from lockstep.errors import ConfigError, PermitError, SandboxUnavailable
-from lockstep.gate.permit import PermitMint
+from lockstep.gate.permit import Permit, PermitMint
 from lockstep.sandbox.contract import Backend, Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
 from lockstep.sandbox.interpreter import interpreter
-from lockstep.values import Digest, now_ms, sha256
+from lockstep.sandbox.microvm import MicroVM
+from lockstep.sandbox.qemu import Qemu
+from lockstep.values import now_ms, sha256
 
 pytestmark = pytest.mark.sandbox
 
@@ -65,7 +68,13 @@ def gvisor(state_dir: Path) -> Backend:
     return GVisor(state_dir)
 
 
-BACKENDS = [pytest.param(gvisor, id="gvisor")]
+def emulated(state_dir: Path) -> Backend:
+    if INNER in os.environ:
+        pytest.skip("emulated machines are run once, as whoever runs pytest")
+    return MicroVM(state_dir, Qemu(kvm=False), guest_cache())
+
+
+BACKENDS = [pytest.param(gvisor, id="gvisor"), pytest.param(emulated, id="emulated")]
 
 
 @dataclass
@@ -75,6 +84,7 @@ class Here:
     backend: Backend
     state_dir: Path
     mint: PermitMint
+    make: Callable[[Path], Backend] = gvisor
 
     @asynccontextmanager
     async def open(
@@ -92,12 +102,23 @@ class Here:
             mounts={**needed, **(mounts or {})},
             env=env or {},
             egress=tuple(parse_rule(rule) for rule in egress),
-            identity={"Lockstep-Run": "r1"},
             limits=limits or Limits(),
         )
-        permit = self.mint.issue(CALL, expires_at_ms=now_ms() + 60_000)
-        async with self.backend.open(spec, permit, CALL) as process:
+        async with self.started(spec) as process:
+            process.admit(self.permit(), CALL, {"Lockstep-Run": "r1"})
             yield process
+
+    @asynccontextmanager
+    async def started(self, spec: SandboxSpec) -> AsyncIterator[Process]:
+        """A sandbox that no call has been admitted to."""
+        process = await self.backend.start(spec)
+        try:
+            yield process
+        finally:
+            await process.close()
+
+    def permit(self) -> Permit:
+        return self.mint.issue(CALL, expires_at_ms=now_ms() + 60_000)
 
     async def ask(self, code: str, limits: Limits | None = None, **options: object) -> object:
         """What this code, which calls `answer`, has to say."""
@@ -138,7 +159,7 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=BACKENDS)
 def here(request: pytest.FixtureRequest, proven: Path) -> Iterator[Here]:
-    world = Here(backend=request.param(proven), state_dir=proven, mint=PermitMint())
+    world = Here(backend=request.param(proven), state_dir=proven, mint=PermitMint(), make=request.param)
     yield world
     assert world.traces() == []
 
@@ -498,31 +519,90 @@ answer([
 # Permits and mounts
 
 
-def test_without_a_fitting_unspent_permit_nothing_starts(here: Here) -> None:
-    spec = SandboxSpec(argv=("/bin/true",), mounts={})
+ASK = """
+import socket, sys
+for line in sys.stdin:
+    outside = socket.socket(socket.AF_UNIX)
+    outside.connect("/run/egress.sock")
+    outside.sendall(f"GET http://{line.strip()}/v1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+    print(outside.makefile("rb").readline().decode().strip(), flush=True)
+"""
 
-    async def refused(permit_digest: Digest, *, lifetime_ms: int = 60_000, mint: PermitMint | None = None) -> str:
-        permit = (mint or here.mint).issue(permit_digest, expires_at_ms=now_ms() + lifetime_ms)
-        if mint is not None:
-            permit = type(permit)(
-                **{name: getattr(permit, name) for name in ("id", "call_digest", "expires_at_ms", "mint")}
-            )
-        with pytest.raises(PermitError) as error:
-            async with here.backend.open(spec, permit, CALL):
-                pass
-        return error.value.message
+
+def test_without_a_fitting_unspent_permit_nothing_inside_reaches_out(here: Here) -> None:
+    async def scene() -> None:
+        server = await asyncio.start_server(_answer_ok, "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        spec = SandboxSpec(argv=(*interpreter()[0], "-c", ASK), mounts=interpreter()[1], egress=(parse_rule(address),))
+        forged = here.mint.issue(CALL, expires_at_ms=now_ms() + 60_000)
+        spent = here.permit()
+        spent.redeem(CALL, now_ms())
+        refused = {
+            "another call": here.mint.issue(sha256(b"another"), expires_at_ms=now_ms() + 60_000),
+            "expired": here.mint.issue(CALL, expires_at_ms=now_ms()),
+            "not made": replace(forged),
+            "spent": spent,
+        }
+        async with server, here.started(spec) as process:
+            for why, permit in refused.items():
+                with pytest.raises(PermitError, match=why):
+                    process.admit(permit, CALL, {})
+                await process.send(address.encode())
+                assert b"403" in await process.receive()
+            process.admit(here.permit(), CALL, {})
+            await process.send(address.encode())
+            assert b"200" in await process.receive()
+            assert [record.allowed for record in process.egress_log()] == [True]
+            await process.seal()
+            assert [record.status for record in process.egress_log()] == [200]
+            await process.send(address.encode())
+            assert b"403" in await process.receive(), "a call that is over reaches nothing"
+
+    play(scene)
+
+
+async def _answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+def test_one_sandbox_may_serve_calls_one_after_another_each_with_limits_of_its_own(here: Here) -> None:
+    async def scene() -> None:
+        limits = Limits(wall_s=2, output_bytes=4000)
+        spec = SandboxSpec(
+            argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1], limits=limits, single_use=False
+        )
+        async with here.started(spec) as process:
+            process.rest()
+            for _ in range(3):
+                process.admit(here.permit(), CALL, {})
+                await process.send(b"x" * 3000)
+                assert len(await process.receive()) == 3000
+                await process.seal()
+                assert process.use().run_ms < 2000
+            assert process.alive
+            process.admit(here.permit(), CALL, {})
+            with pytest.raises(ProcessEnded) as ended:
+                await process.receive()
+            assert ended.value.limit == "wall_s"
+            assert not process.alive
+
+    play(scene)
+
+
+def test_what_rests_has_no_clock_and_what_never_rests_must_get_ready_in_time(here: Here) -> None:
+    spec = SandboxSpec(argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1], limits=Limits(wall_s=0.5))
 
     async def scene() -> None:
-        assert "another call" in await refused(sha256(b"another"))
-        assert "expired" in await refused(CALL, lifetime_ms=0)
-        assert "not made" in await refused(CALL, mint=PermitMint())
-        permit = here.mint.issue(CALL, expires_at_ms=now_ms() + 60_000)
-        async with here.backend.open(spec, permit, CALL):
-            pass
-        assert here.traces() == []
-        with pytest.raises(PermitError, match="spent"):
-            async with here.backend.open(spec, permit, CALL):
-                pass
+        async with here.started(spec) as resting, here.started(spec) as never_ready:
+            resting.rest()
+            with pytest.raises(ProcessEnded) as ended:
+                await never_ready.receive()
+            assert ended.value.limit == "wall_s"
+            await resting.send(b"still here")
+            assert await resting.receive() == b"still here"
 
     play(scene)
 
@@ -554,10 +634,8 @@ def test_a_mount_that_would_open_the_sandbox_is_refused(here: Here, tmp_path: Pa
 
 def test_a_program_that_is_not_there_is_no_end_of_a_process(here: Here) -> None:
     async def scene() -> None:
-        permit = here.mint.issue(CALL, expires_at_ms=now_ms() + 60_000)
         with pytest.raises(SandboxUnavailable, match="did not start"):
-            async with here.backend.open(SandboxSpec(argv=("/nowhere",), mounts={}), permit, CALL):
-                pass
+            await here.backend.start(SandboxSpec(argv=("/nowhere",), mounts={}))
 
     play(scene)
 
@@ -623,10 +701,10 @@ def test_what_a_killed_host_process_leaves_is_swept_by_the_next(here: Here, path
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_sandbox import BACKENDS, Here, PermitMint
+from test_sandbox import Here, PermitMint, {here.make.__name__} as make
 async def main():
     state_dir = Path({str(tmp_path)!r})
-    here = Here(BACKENDS[0].values[0](state_dir), state_dir, PermitMint())
+    here = Here(make(state_dir), state_dir, PermitMint())
     stubborn = "import time; print('up', flush=True)\\nwhile True: time.sleep(1)"
     async with here.open(stubborn) as one, here.open(stubborn) as two:
         await one.receive(), await two.receive()
@@ -636,13 +714,14 @@ asyncio.run(main())
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["LOCKSTEP_RUNSC"] = shutil.which(os.environ.get("LOCKSTEP_RUNSC") or "runsc") or ""
+    environment["LOCKSTEP_QEMU"] = shutil.which(os.environ.get("LOCKSTEP_QEMU") or "qemu-system-x86_64") or ""
     if path is not None:
         environment["PATH"] = path
     host = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
     try:
         assert host.stdout is not None
         assert host.stdout.readline() == b"up\n"
-        left = Here(backend=type(here.backend)(tmp_path), state_dir=tmp_path, mint=PermitMint())  # type: ignore[call-arg]
+        left = Here(backend=here.make(tmp_path), state_dir=tmp_path, mint=PermitMint())
         assert len(left.traces()) > 4
         asyncio.run(left.backend.sweep())
         assert len(processes_of(*(trace for trace in left.traces() if "/lockstep-" in trace))) >= 2, "its host lives"
@@ -669,6 +748,9 @@ def test_the_canary_says_what_it_tried(here: Here) -> None:
         tried = dict(findings.details)
         assert sum(outcome.startswith("refused") for outcome in tried.values()) == 3
         assert await here.backend.canary() is findings
+        assert await here.backend.available() is findings
+        later = here.make(here.state_dir)
+        assert (await later.available()).available
 
     play(scene)
 

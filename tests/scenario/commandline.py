@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -285,5 +286,11 @@ class Terminal:
             return ""
 
 
+def hear_interrupts() -> None:
+    """In a child before it starts: whoever runs the tests as a background job has made SIGINT ignored for us all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _take_terminal() -> None:
+    hear_interrupts()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

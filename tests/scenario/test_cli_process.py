@@ -13,7 +13,18 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from commandline import BAD_INPUT, FINISHED, SANDBOX, SUSPENDED, Agent, call, command, environment, make_agent
+from commandline import (
+    BAD_INPUT,
+    FINISHED,
+    SANDBOX,
+    SUSPENDED,
+    Agent,
+    call,
+    command,
+    environment,
+    hear_interrupts,
+    make_agent,
+)
 
 pytestmark = SANDBOX
 
@@ -107,6 +118,7 @@ def hanging(clerk: Agent, tmp_path: Path) -> Iterator[tuple[Agent, subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        preexec_fn=hear_interrupts,
     )
     deadline = monotonic() + 60
     while not (agent("show", "--json").json.get("calls") and sandboxes(agent)):

@@ -102,7 +102,8 @@ async def world(
     server = await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=certificate)
     service.port = server.sockets[0].getsockname()[1]
     parsed = [parse_rule(rule.replace("PORT", str(service.port))) for rule in rules]
-    proxy = EgressProxy(parsed, {"Lockstep-Run": "r1"}, caps=caps, resolve=resolve, tls=tls)
+    proxy = EgressProxy(parsed, caps=caps, resolve=resolve, tls=tls)
+    proxy.admit({"Lockstep-Run": "r1"})
     path = folder / "e.sock"
     await proxy.listen(path)
     try:

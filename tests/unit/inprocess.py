@@ -31,7 +31,7 @@ from lockstep.model.port import (
 )
 from lockstep.runtime.driver import Driver
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json, now_ms
+from lockstep.values import Digest, Effect, JsonObject, RunId, Tier, digest_json, now_ms
 
 ALLOW_ALL = "permit (principal, action, resource);\n"
 ASK_BOOK = ALLOW_ALL + '@ask("Book it?") forbid (principal, action == Action::"book", resource);'
@@ -166,6 +166,7 @@ class Functions:
         self.calls: list[PermittedCall] = []
         self.permits: list[Permit] = []
         self.swept = 0
+        self.ended: list[RunId] = []
 
     async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
         permit.redeem(call.digest, now_ms())
@@ -177,6 +178,9 @@ class Functions:
             return ok(f"{call.tool.name} {json.dumps(call.arguments, sort_keys=True)}")
         outcome = function(call)
         return outcome if isinstance(outcome, Outcome) else await outcome
+
+    async def end(self, run: RunId) -> None:
+        self.ended.append(run)
 
     async def sweep(self) -> None:
         self.swept += 1

@@ -226,7 +226,7 @@ def _tool_parts(
     claimed = {name for source in spec.tools for name in source.include or ()}
     for index, source in enumerate(spec.tools):
         place = f"{directory / AGENT_FILE}: tools[{index}]"
-        settings = _source_settings(directory, source, files)
+        settings = _source_settings(directory, spec, source, files)
         for definition in _chosen(place, source, definitions[index], claimed):
             name = f"tool {definition['name']}"
             if name in parts:
@@ -262,10 +262,19 @@ def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], c
     return [by_name[name] for name in source.include]
 
 
-def _source_settings(directory: Path, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
+def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
+    """How the tools of a source may run, with what the agent's policy makes of it."""
     settings: dict[str, Json] = source.model_dump(
-        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code"}
+        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code", "lifetime", "untrusted"}
     )
+    tier = spec.policy.tier(source)
+    settings["isolation"] = tier.value
+    if tier.value in spec.policy.degrade:
+        settings["degrade"] = spec.policy.degrade[tier.value]
+    if source.lifetime != "call":
+        settings["lifetime"] = source.lifetime
+    if source.untrusted:
+        settings["untrusted"] = True
     code = code_files(directory, source)
     files.update(code)
     return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}

@@ -24,6 +24,11 @@ class LockedTool:
     effect: Effect
     dedupe_on: tuple[str, ...] | None
     tier: Tier
+    """The weakest it may run in."""
+    degrade: Tier | None = None
+    """What may stand in for `tier` where a machine does not have it."""
+    run_lifetime: bool = False
+    """Whether one sandbox serves all calls of a run."""
     egress: tuple[str, ...]
     env: Mapping[str, str]
     limits: LimitsSection
@@ -115,6 +120,8 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         effect=Effect(value["effect"]),
         dedupe_on=tuple(value["dedupe_on"]) if "dedupe_on" in value else None,
         tier=Tier(value["isolation"]),
+        degrade=Tier(value["degrade"]) if "degrade" in value else None,
+        run_lifetime=value.get("lifetime") == "run",
         egress=tuple(value["egress"]),
         env=value["env"],
         limits=LimitsSection(**value["limits"]),

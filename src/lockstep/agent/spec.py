@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
-from lockstep.values import Effect
+from lockstep.values import TIER_RANK, Effect, Tier
 
 FILE_MODELS = ("scripted", "recorded")
 """Models whose replies come from a file of the agent; the file is part of the model dimension."""
@@ -41,6 +41,9 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Isolation = Literal["microvm", "gvisor", "process"]
 
 
 class AgentSection(_Section):
@@ -102,7 +105,12 @@ class ToolSource(_Section):
     """The tools this entry provides; absent means all of the source."""
     effect: Effect = Effect.ONCE
     dedupe_on: tuple[str, ...] | None = None
-    isolation: Literal["microvm", "gvisor", "process"] = "gvisor"
+    isolation: Isolation = "gvisor"
+    """The weakest tier its calls may run in; the policy may ask for more."""
+    untrusted: Flag = False
+    """Whether nobody vouches for this code: it then needs the tier of `policy.untrusted`."""
+    lifetime: Literal["call", "run"] = "call"
+    """How long a sandbox lives: one call, or for a server with state, one run."""
     egress: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
     limits: LimitsSection = Field(default_factory=LimitsSection)
@@ -118,7 +126,26 @@ class ToolSource(_Section):
 
 class PolicySection(_Section):
     files: tuple[RelativePath, ...] = ()
+    isolation: Isolation = "gvisor"
+    """The weakest tier for any tool; `process` only where it is accepted here."""
+    untrusted: Isolation = "microvm"
+    """The weakest tier for code that nobody vouches for."""
+    degrade: dict[Isolation, Literal["gvisor", "process", "emulated"]] = Field(default_factory=dict)
+    """What may stand in for a tier that a machine does not have; written into every result."""
     approval_expires_s: Number = Field(default=86400, gt=0)
+
+    @field_validator("degrade")
+    @classmethod
+    def _weaker(cls, degrade: dict[Isolation, str]) -> dict[Isolation, str]:
+        for tier, instead in degrade.items():
+            if TIER_RANK[Tier(instead)] >= TIER_RANK[Tier(tier)]:
+                raise ValueError(f"says {tier} = {instead!r}: only a weaker tier can stand in for another")
+        return degrade
+
+    def tier(self, source: ToolSource) -> Tier:
+        """The weakest tier that the calls of this source may run in."""
+        wanted = [Tier(source.isolation), Tier(self.isolation), *([Tier(self.untrusted)] if source.untrusted else [])]
+        return max(wanted, key=lambda tier: TIER_RANK[tier])
 
 
 class MemorySection(_Section):

@@ -86,37 +86,39 @@ async def run(asked: RunRequest) -> int:
     if asked.session is not None and not asked.session.strip():
         raise ConfigError("The session has no name.", remedy="Leave --session out to begin a new one.")
     where = Store.of(asked.agent, asked.store)
-    tools, code = where.tools(), where.code()
-    prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
-    agent = locked_agent(prepared.lock)
-    await wiring.require_tiers(tools, agent)
-    out = console(stderr=asked.json)
-    live = None if asked.json else Live(out)
-    async with wiring.opened_model(agent, code) as model, opened(where) as journal:
-        await tools.sweep()  # what a process that died here left running
-        prepared = wiring.with_address(prepared, model)
-        driver = wiring.open_driver(
-            prepared.lock, directory=asked.agent, journal=journal, tools=tools, code=code, watcher=live, model=model
-        )
-        started = RunStarted(
-            agent=prepared.lock.agent,
-            lock=prepared.lock.digest,
-            lock_text=to_text(prepared.lock),
-            directory=str(asked.agent.resolve()),
-            principal=asked.principal or user(),
-            session=asked.session or new_token("s"),
-            input=asked.message,
-            unlocked=prepared.unlocked,
-            drift=prepared.drift,
-            model=asked.model or "",
-            approve=asked.approve,
-        )
-        new = await driver.start(started)
-        if live is not None:
-            out.print(f"[dim]run {new}, session {plain(started.session)}[/]")
-        state = await driver.advance(new)
-        state = await _ask_in_terminal(out, driver, journal, state, asked.json)
-        return _report(out, state, asked.json, live)
+    code = where.code()
+    async with wiring.opened_tools(where) as tools:
+        prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
+        agent = locked_agent(prepared.lock)
+        await wiring.require_tiers(tools, agent)
+        out = console(stderr=asked.json)
+        live = None if asked.json else Live(out)
+        async with wiring.opened_model(agent, code) as model, opened(where) as journal:
+            await tools.sweep()  # what a process that died here left running
+            await wiring.start_ahead(tools, agent)
+            prepared = wiring.with_address(prepared, model)
+            driver = wiring.open_driver(
+                prepared.lock, directory=asked.agent, journal=journal, tools=tools, code=code, watcher=live, model=model
+            )
+            started = RunStarted(
+                agent=prepared.lock.agent,
+                lock=prepared.lock.digest,
+                lock_text=to_text(prepared.lock),
+                directory=str(asked.agent.resolve()),
+                principal=asked.principal or user(),
+                session=asked.session or new_token("s"),
+                input=asked.message,
+                unlocked=prepared.unlocked,
+                drift=prepared.drift,
+                model=asked.model or "",
+                approve=asked.approve,
+            )
+            new = await driver.start(started)
+            if live is not None:
+                out.print(f"[dim]run {new}, session {plain(started.session)}[/]")
+            state = await driver.advance(new)
+            state = await _ask_in_terminal(out, driver, journal, state, asked.json)
+            return _report(out, state, asked.json, live)
 
 
 async def runs(store: Path | None, session: str | None, limit: int, json: bool) -> int:
@@ -201,7 +203,8 @@ async def cancel(store: Path | None, name: str, by: str) -> int:
     where = existing(store)
     async with opened(where) as journal:
         state = await cancel_run(journal, await find(journal, name), by=by or user())
-        await where.tools().sweep()
+        async with wiring.opened_tools(where) as tools:
+            await tools.sweep()
     print_result(console(), state)
     return FINISHED
 
@@ -267,11 +270,11 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
         state = await read_state(journal, run_id)
         if state.status is Status.FINISHED:
             return _report(out, state, json, None)
-        tools, code = where.tools(), where.code()
+        code = where.code()
         agent = locked_agent(locked)
-        await wiring.require_tiers(tools, agent)
         live = None if json else Live(out)
-        async with wiring.opened_model(agent, code) as model:
+        async with wiring.opened_tools(where) as tools, wiring.opened_model(agent, code) as model:
+            await wiring.require_tiers(tools, agent)
             wiring.require_address(run_id, started, agent, model)
             driver = wiring.open_driver(
                 locked,
@@ -315,7 +318,8 @@ def _report(out: Console, state: State, json: bool, live: Live | None) -> int:
 
 async def _resolved(directory: Path, store: Path | None) -> Lock:
     where = Store.of(directory, store)
-    return await wiring.resolve_agent(directory, where.tools(), where.code())
+    async with wiring.opened_tools(where) as tools:
+        return await wiring.resolve_agent(directory, tools, where.code())
 
 
 async def _lock_at(path: Path, store: Path | None) -> Lock:

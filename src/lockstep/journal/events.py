@@ -182,6 +182,10 @@ class EffectSettled:
     detail: str = ""
     """For the operator only: traceback, stderr."""
     tier: str = ""
+    degraded: str = ""
+    """The tier that was asked for, where policy accepted a weaker one in its place."""
+    warm: bool = False
+    """Whether the sandbox was waiting for the call, so that nobody waited for its start."""
     queue_ms: float = 0.0
     start_ms: float = 0.0
     run_ms: float = 0.0
@@ -202,6 +206,7 @@ class EffectDoubted:
     why: str
     detail: str = ""
     tier: str = ""
+    degraded: str = ""
     run_ms: float = 0.0
     egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
 

@@ -174,9 +174,12 @@ class Driver:
         return _Live(self._journal, self._watcher, fold(begin, recorded))
 
     async def _drive(self, live: _Live) -> State:
-        while command := do.decide(live.state, self.agent.budget, now_ms()):
-            await self._perform(live, command)
-        await live.flush()
+        try:
+            while command := do.decide(live.state, self.agent.budget, now_ms()):
+                await self._perform(live, command)
+            await live.flush()
+        finally:
+            await self._tools.end(live.state.run)
         return live.state
 
     async def _perform(self, live: _Live, command: do.Command) -> None:
@@ -266,6 +269,7 @@ class Driver:
                     why=outcome.text,
                     detail=outcome.detail,
                     tier=outcome.tier.value,
+                    degraded=outcome.degraded,
                     run_ms=outcome.run_ms,
                     egress=outcome.egress,
                 )
@@ -279,6 +283,8 @@ class Driver:
                 text=outcome.text,
                 detail=outcome.detail,
                 tier=outcome.tier.value,
+                degraded=outcome.degraded,
+                warm=outcome.warm,
                 queue_ms=outcome.queue_ms,
                 start_ms=outcome.start_ms,
                 run_ms=outcome.run_ms,

@@ -6,15 +6,12 @@ import asyncio
 import json
 import socket
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.contract import Limits, ProcessEnded, SandboxSpec
-from lockstep.sandbox.gvisor_process import GVisorProcess
+from lockstep.sandbox.contract import Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.interpreter import interpreter
-from lockstep.sandbox.runsc import Runsc
 
 _ANSWER_S = 10.0
 _LIMITS = Limits(wall_s=_ANSWER_S, output_bytes=64 * 2**10)
@@ -37,14 +34,21 @@ print(json.dumps({
 """
 _MUST_BE_REFUSED = ("read a file of the host", "write to the root file system", "connect to the host")
 
-Sandboxes = Callable[[Runsc, SandboxSpec, float], AbstractAsyncContextManager[GVisorProcess]]
+Start = Callable[[SandboxSpec], Awaitable[Process]]
+Python = tuple[tuple[str, ...], Mapping[str, Path]]
+"""The argument prefix that starts Python, and the mounts it needs."""
 
 
-async def passes(way: Runsc, sandboxes: Sandboxes) -> tuple[bool, tuple[tuple[str, str], ...]]:
-    """Whether this way of running is fit for use, and what was tried and seen."""
-    name = f"{way.platform} {'with' if way.cgroups else 'without'} control groups"
+async def passes(name: str, start: Start, python: Python | None = None) -> tuple[bool, tuple[tuple[str, str], ...]]:
+    """Whether this way of running is fit for use, and what was tried and seen.
+
+    Args:
+        name: of the way, for the findings.
+        start: starts a sandbox in this way.
+        python: how Python is started in it; the one sandboxes share with this machine when None.
+    """
     try:
-        seen, start_ms = await _ask(way, sandboxes)
+        seen, start_ms = await _ask(start, python or interpreter())
     except SandboxUnavailable as error:
         return False, ((name, error.message),)
     except ProcessEnded as ended:
@@ -56,13 +60,15 @@ async def passes(way: Runsc, sandboxes: Sandboxes) -> tuple[bool, tuple[tuple[st
     return refused, ((name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)
 
 
-async def _ask(way: Runsc, sandboxes: Sandboxes) -> tuple[dict[str, str], float]:
-    python, mounts = interpreter()
-    spec = SandboxSpec(argv=(*python, "-c", _GUEST), mounts=mounts, limits=_LIMITS)
+async def _ask(start: Start, python: Python) -> tuple[dict[str, str], float]:
+    command, mounts = python
+    spec = SandboxSpec(argv=(*command, "-c", _GUEST), mounts=mounts, limits=_LIMITS)
     with tempfile.NamedTemporaryFile() as secret, socket.create_server(("127.0.0.1", 0)) as server:
         question = json.dumps({"file": secret.name, "port": server.getsockname()[1]})
-        async with sandboxes(way, spec, time.monotonic()) as process:
-            process.start_clock()
+        process = await start(spec)
+        try:
             await process.send(question.encode())
             answer = json.loads(await asyncio.wait_for(process.receive(), _ANSWER_S + 1))
             return {key: answer[key] for key in ("system", *_MUST_BE_REFUSED)}, process.use().start_ms
+        finally:
+            await process.close()

@@ -1,13 +1,14 @@
 """The contract every sandbox backend keeps; `tests/contract/test_sandbox.py` runs one suite over all of them.
 
-A backend starts one process for one permit, carries newline-delimited frames over its stdin and stdout, and destroys
-everything afterwards. It knows nothing of MCP, tools or policy. What comes out of a sandbox is attacker-controlled.
+A backend starts one process, carries newline-delimited frames over its stdin and stdout, and destroys everything
+afterwards. Until a permit is redeemed (`Process.admit`) nothing inside reaches anything outside, so a process may be
+started, and talked to, before anybody knows which call it is for. A backend knows nothing of MCP, tools or policy. What
+comes out of a sandbox is attacker-controlled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -53,9 +54,9 @@ class SandboxSpec:
     """Read-only: path inside -> directory or file of the host."""
     env: Mapping[str, str] = field(default_factory=dict)
     egress: tuple[EgressRule, ...] = ()
-    identity: Mapping[str, str] = field(default_factory=dict)
-    """Headers the egress proxy stamps on every request (`Lockstep-Run: ...`); the sandbox cannot set them."""
     limits: Limits = field(default_factory=Limits)
+    single_use: bool = True
+    """False where one sandbox serves several calls, one after another; each call has the limits anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,11 +76,14 @@ class EgressRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Use:
-    """What a sandbox used: times in milliseconds, CPU in seconds, memory in bytes; None where not measured."""
+    """What a call used: times in milliseconds, CPU in seconds, memory in bytes; None where not measured."""
 
     start_ms: float
+    """How long the sandbox took to start, whether or not anybody waited for it."""
     run_ms: float
+    """From admission to the end of the call."""
     cpu_s: float | None
+    """With the start of the sandbox, in its first call."""
     peak_memory_bytes: int | None
 
 
@@ -100,6 +104,16 @@ class ProcessEnded(Exception):
 class Process(Protocol):
     """A running sandboxed process. Wall-clock and output limits are the backend's to enforce."""
 
+    def admit(self, permit: Permit, call_digest: Digest, identity: Mapping[str, str]) -> None:
+        """Redeem the permit: from now on this is the sandbox of that call.
+
+        Opens egress, whose every request carries `identity` as headers (`Lockstep-Run: ...`) that the sandbox cannot
+        set, and starts the call's wall clock, output budget and measurements.
+
+        Raises:
+            PermitError: nothing was opened.
+        """
+
     async def send(self, frame: bytes) -> None:
         """Write one frame; the newline is added. A frame must not contain a newline.
 
@@ -111,13 +125,28 @@ class Process(Protocol):
 
         Raises:
             ProcessEnded: it ended, ran out of its wall clock (`limit="wall_s"`), or sent more than `output_bytes`
-                in all (`limit="output_bytes"`).
+                (`limit="output_bytes"`).
         """
 
-    def use(self) -> Use:
-        """What was used so far; final after the context has closed."""
+    def rest(self) -> None:
+        """Stop the clock: nothing is asked of the process until it is admitted. Before `rest` it has `wall_s` to get
+        ready."""
 
-    def egress_log(self) -> tuple[EgressRecord, ...]: ...
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs, as far as is known."""
+
+    async def seal(self) -> None:
+        """The call is over: shut egress, break off and record what was under way, and measure for the last time."""
+
+    async def close(self) -> None:
+        """Destroy the sandbox and everything of it; done to its end even when cancelled. Safe to call again."""
+
+    def use(self) -> Use:
+        """What was used so far; final once sealed."""
+
+    def egress_log(self) -> tuple[EgressRecord, ...]:
+        """The requests since admission; before it, those that were refused."""
 
     def stderr_tail(self) -> str:
         """The last 8 KiB of what the process wrote to stderr."""
@@ -144,11 +173,13 @@ class Backend(Protocol):
     async def canary(self) -> Findings:
         """Start a real sandbox, talk to it, and try things that must be refused. Cached for the process."""
 
-    def open(self, spec: SandboxSpec, permit: Permit, call_digest: Digest) -> AbstractAsyncContextManager[Process]:
-        """Redeem the permit, start a fresh sandbox, and destroy it on exit, whatever happened inside.
+    async def available(self) -> Findings:
+        """As `canary`, or what an earlier process of this store proved for the same binary, kernel and user."""
+
+    async def start(self, spec: SandboxSpec) -> Process:
+        """Start a fresh sandbox whose egress is shut; whoever holds the process closes it.
 
         Raises:
-            PermitError: nothing was started.
             ConfigError: a mount is missing, nested or not a plain file or directory; nothing was started.
             SandboxUnavailable: the backend failed; nothing of the tool ran.
         """

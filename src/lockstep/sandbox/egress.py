@@ -78,19 +78,18 @@ class Exchange:
 
 
 class EgressProxy:
-    """A proxy for the sandbox of one call; `identity` is stamped on every request as headers."""
+    """A proxy for one sandbox, which has one call at a time. Between calls it is shut: every request is refused."""
 
     def __init__(
         self,
         rules: Sequence[EgressRule],
-        identity: Mapping[str, str],
         *,
         caps: EgressCaps | None = None,
         resolve: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._rules = tuple(rules)
-        self._identity = dict(identity)
+        self._identity: Mapping[str, str] | None = None
         self._caps = caps or EgressCaps()
         self._dialer = Dialer(self._caps.connect_s, resolve, tls)
         self._records: list[EgressRecord] = []
@@ -103,6 +102,18 @@ class EgressProxy:
         self._server = await asyncio.start_unix_server(self._accept, path, limit=HEAD_BYTES)
         os.chmod(path, 0o666)  # noqa: S103 - the process inside runs as another uid; the directory is 0700
 
+    def admit(self, identity: Mapping[str, str]) -> None:
+        """Open for one call, whose `identity` is stamped on every request as headers; its records start empty."""
+        self._identity = dict(identity)
+        self._records = []
+
+    async def shut(self) -> None:
+        """The call is over: break off what is under way, each broken request recorded, and refuse what comes."""
+        self._identity = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def records(self) -> tuple[EgressRecord, ...]:
         """Every request so far in the order of their ends, then those let out that have not ended yet.
 
@@ -114,9 +125,7 @@ class EgressProxy:
         """Stop listening and break off what is under way; each broken request is recorded."""
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shut()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -170,13 +179,17 @@ class EgressProxy:
             request = await caller.head()
         exchange.method = request.method.decode()
         exchange.url = request.target.decode(errors="replace")
+        if self._identity is None:
+            raise Refused(403, "No call has been permitted: a sandbox reaches nothing before its call or after it.")
         async with asyncio.timeout(self._caps.total_s):
             if request.method == b"CONNECT":
                 await self._tunnel(caller, exchange)
             else:
-                await self._forward(caller, request, exchange)
+                await self._forward(caller, request, exchange, self._identity)
 
-    async def _forward(self, caller: Caller, request: h11.Request, exchange: Exchange) -> None:
+    async def _forward(
+        self, caller: Caller, request: h11.Request, exchange: Exchange, identity: Mapping[str, str]
+    ) -> None:
         try:
             target = parse_target(exchange.url)
         except ValueError as error:
@@ -191,7 +204,7 @@ class EgressProxy:
         tls = target.scheme == "https"
         server = Server(*await self._dialer.connect(target.host, target.port, addresses, tls=tls))
         try:
-            headers = outgoing(request, target.authority, self._identity)
+            headers = outgoing(request, target.authority, identity)
             await server.ask(h11.Request(method=request.method, target=target.path + target.query, headers=headers))
             with contextlib.suppress(ConnectionError):  # a server may answer before it has read everything
                 await self._send_body(caller, server, exchange)

@@ -7,11 +7,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from lockstep.sandbox.contract import Limits, ProcessEnded
 
 STDERR_TAIL_BYTES = 8 * 2**10
 _CHUNK_BYTES = 64 * 2**10
+
+
+class Writer(Protocol):
+    """Where frames go to."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Child(Protocol):
+    """A process with pipes, wherever it runs: `asyncio.subprocess.Process` is one."""
+
+    @property
+    def stdin(self) -> Writer | None: ...
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...
+    @property
+    def stderr(self) -> asyncio.StreamReader | None: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
 
 
 class FramedChild:
@@ -23,7 +46,7 @@ class FramedChild:
 
     def __init__(
         self,
-        child: asyncio.subprocess.Process,
+        child: Child,
         limits: Limits,
         kill: Callable[[], None],
         blame: Callable[[int], str],
@@ -57,8 +80,15 @@ class FramedChild:
         return None if self.limit else self._child.returncode
 
     def start_clock(self) -> None:
-        """From now on the child has `wall_s` seconds."""
-        self._wall = asyncio.get_running_loop().call_later(self._limits.wall_s, self.hit, "wall_s")
+        """From now on the child has `wall_s` seconds and `output_bytes` bytes."""
+        self.stop_clock()
+        self._received = 0
+        if not self.ended.done():
+            self._wall = asyncio.get_running_loop().call_later(self._limits.wall_s, self.hit, "wall_s")
+
+    def stop_clock(self) -> None:
+        if self._wall is not None:
+            self._wall.cancel()
 
     def hit(self, limit: str) -> None:
         """End the child because of this limit; the first one counts."""
@@ -97,8 +127,7 @@ class FramedChild:
 
     async def close(self, timeout_s: float) -> bool:
         """Kill the child and wait for its end; False when it is still there after `timeout_s`."""
-        if self._wall is not None:
-            self._wall.cancel()
+        self.stop_clock()
         if self._child.returncode is None:
             self._kill()
         self._stdin.close()
@@ -110,8 +139,7 @@ class FramedChild:
             await asyncio.gather(*self._pumps)
             self.limit = self.limit or self._blame(await self._child.wait())
         finally:
-            if self._wall is not None:
-                self._wall.cancel()
+            self.stop_clock()
             self._frames.put_nowait(None)
 
     async def _pump_frames(self, stream: asyncio.StreamReader) -> None:

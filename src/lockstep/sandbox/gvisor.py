@@ -1,27 +1,25 @@
 """gVisor: each call in a fresh `runsc` sandbox that is destroyed afterwards.
 
-Chooses how to run (`canary`), redeems permits, and guarantees the end of every sandbox; `gvisor_process` runs one.
+Chooses how to run (`canary`) and guarantees that nothing of a sandbox is left; `gvisor_process` runs one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
-import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.gate.permit import Permit
 from lockstep.sandbox.canary import passes
 from lockstep.sandbox.contract import Findings, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
 from lockstep.sandbox.gvisor_process import GVisorProcess, spawn
 from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
 from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
-from lockstep.values import Digest, Tier, now_ms
+from lockstep.sandbox.uncancelled import to_the_end
+from lockstep.values import Tier
 
 _DELETE_S = 10.0
 _REMOVAL_ATTEMPTS = 40
@@ -50,47 +48,42 @@ class GVisor:
                 self._findings = await self._search()
             return self._findings
 
-    @asynccontextmanager
-    async def open(self, spec: SandboxSpec, permit: Permit, call_digest: Digest) -> AsyncIterator[Process]:
-        permit.redeem(call_digest, now_ms())
-        began = time.monotonic()
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                process = await stack.enter_async_context(self.sandbox(await self._choose(), spec, began))
-            except SandboxUnavailable:
-                if not self._forget_remembered_way():
-                    raise
-                process = await stack.enter_async_context(self.sandbox(await self._choose(), spec, began))
-            process.start_clock()
-            yield process
+    async def available(self) -> Findings:
+        way = self._way or self._proven.load(locate(self._named))
+        if way is None or self._findings is not None:
+            return await self.canary()
+        seen = (("runsc", f"{way.path}, {way.version}"), (way.name, "proven before"))
+        return self._result(seen, "", available=True)
 
-    @asynccontextmanager
-    async def sandbox(self, way: Runsc, spec: SandboxSpec, began: float) -> AsyncIterator[GVisorProcess]:
-        """A started sandbox without permit and with a stopped clock: for the canary, and for a pool that redeems later.
+    async def start(self, spec: SandboxSpec) -> Process:
+        try:
+            return await self.start_by(await self._choose(), spec)
+        except SandboxUnavailable:
+            if not self._forget_remembered_way():
+                raise
+            return await self.start_by(await self._choose(), spec)
+
+    async def start_by(self, way: Runsc, spec: SandboxSpec) -> Process:
+        """A started sandbox, run in this way.
 
         Raises:
             ConfigError: the mounts of the spec are refused.
             SandboxUnavailable: it did not start; nothing of it is left.
         """
         remains = self._create()
-        proxy: EgressProxy | None = None
+        proxy = EgressProxy(spec.egress) if spec.egress else None
         process: GVisorProcess | None = None
         try:
-            if spec.egress:
-                proxy = EgressProxy(spec.egress, spec.identity)
+            if proxy is not None:
                 await proxy.listen(remains.egress_socket)
-            process = await spawn(way, spec, remains, proxy, began)
+            process = await spawn(way, spec, remains, proxy, functools.partial(self._destroy, way, remains))
             await process.started()
-        except OSError as error:
-            await _to_the_end(self._end(way, remains, process, proxy))
-            raise _unwritable(error) from error
-        except BaseException:
-            await _to_the_end(self._end(way, remains, process, proxy))
+        except BaseException as error:
+            await to_the_end(asyncio.create_task(self._give_up(way, remains, process, proxy)))
+            if isinstance(error, OSError):
+                raise _unwritable(error) from error
             raise
-        try:
-            yield process
-        finally:
-            await _to_the_end(self._end(way, remains, process, proxy))
+        return process
 
     async def sweep(self) -> int:
         orphans = list(self._ledger.orphans())
@@ -99,16 +92,21 @@ class GVisor:
             await self._remove(remains)
         return len(orphans)
 
-    async def _end(
+    async def _give_up(
         self, way: Runsc, remains: Remains, process: GVisorProcess | None, proxy: EgressProxy | None
     ) -> None:
+        if process is not None:
+            await process.close()
+            return
+        if proxy is not None:
+            await proxy.close()
+        await self._destroy(way, remains, clean=False)
+
+    async def _destroy(self, way: Runsc, remains: Remains, clean: bool) -> None:
         try:
-            clean = process is not None and await process.close()
             if not clean:
                 await self._hunt(remains)
                 await _delete(way, remains)
-            if proxy is not None:
-                await proxy.close()
         finally:
             await self._remove(remains)
 
@@ -159,7 +157,7 @@ class GVisor:
             return self._result((("runsc", error.message),), error.remedy, available=False)
         details: tuple[tuple[str, str], ...] = (("runsc", f"{candidates[0].path}, {candidates[0].version}"),)
         for way in candidates:
-            available, seen = await passes(way, self.sandbox)
+            available, seen = await passes(way.name, functools.partial(self.start_by, way))
             details += seen
             if available:
                 self._way = way
@@ -192,17 +190,3 @@ async def _delete(way: Runsc, remains: Remains) -> None:
         except TimeoutError:
             child.send_signal(signal.SIGKILL)
             await child.wait()
-
-
-async def _to_the_end(work: Coroutine[None, None, None]) -> None:
-    """Finish this however often we are cancelled meanwhile, then let the cancellation through."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

@@ -11,8 +11,10 @@ import contextlib
 import shutil
 import signal
 import time
+from collections.abc import Awaitable, Callable, Mapping
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.gate.permit import Permit
 from lockstep.sandbox.contract import EgressRecord, SandboxSpec, Use
 from lockstep.sandbox.egress import EgressProxy
 from lockstep.sandbox.framed import FramedChild
@@ -20,6 +22,8 @@ from lockstep.sandbox.gvisor_spec import OVERHEAD_BYTES, write_bundle
 from lockstep.sandbox.leftovers import Remains
 from lockstep.sandbox.runsc import RUNSC_ENV, Runsc
 from lockstep.sandbox.sentry import Sentry, fatal_error, trim_log
+from lockstep.sandbox.uncancelled import to_the_end
+from lockstep.values import Digest, now_ms
 
 START_S = 20.0
 CLOSE_S = 5.0
@@ -32,7 +36,7 @@ _REMEDY = "Run `lockstep doctor` to see what this machine can do."
 
 
 class GVisorProcess:
-    """A sandboxed process; implements `Process`."""
+    """A sandboxed process; implements `Process`. `destroy` removes what it leaves, given whether runsc cleaned up."""
 
     def __init__(
         self,
@@ -41,22 +45,26 @@ class GVisorProcess:
         remains: Remains,
         sentry: Sentry,
         proxy: EgressProxy | None,
-        began: float,
+        destroy: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._child = child
         self._remains = remains
         self._sentry = sentry
         self._proxy = proxy
         self._limits = spec.limits
-        self._began = self._ready = began
-        self._closed: float | None = None
-        self._cpu_at_start_s = 0.0
+        self._destroy = destroy
+        self._began = self._ready = self._admitted = time.monotonic()
+        self._sealed: float | None = None
+        self._cpu_before_s = 0.0
+        """Of what was admitted before: earlier calls."""
+        self._cpu_at_ready_s = 0.0
         self._orphaned = False
         self._framed = FramedChild(child, spec.limits, self._kill, self._blame)
         self._meter: asyncio.Task[None] | None = None
+        self._end: asyncio.Task[None] | None = None
 
     async def started(self) -> None:
-        """Return when the process inside is known to run, or to have run.
+        """Return when the process inside is known to run, or to have run; it then has `wall_s` to get ready.
 
         Raises:
             SandboxUnavailable: runsc failed, or the process was not running within `START_S` seconds.
@@ -71,14 +79,30 @@ class GVisorProcess:
                 message = f"The gVisor sandbox did not start within {START_S:.0f} s."
                 raise SandboxUnavailable(message, remedy=_REMEDY)
             await asyncio.wait([self._framed.ended], timeout=_LOOK_S)
-        self._ready = time.monotonic()
+        self._ready = self._admitted = time.monotonic()
         self._sentry.sample()
-        self._cpu_at_start_s = self._sentry.cpu_s or 0.0
-        self._meter = asyncio.create_task(self._watch())
+        self._cpu_at_ready_s = self._sentry.cpu_s or 0.0
+        self._watch_over()
 
-    def start_clock(self) -> None:
-        """From now on the process has its `wall_s` seconds."""
-        self._framed.start_clock()
+    def admit(self, permit: Permit, call_digest: Digest, identity: Mapping[str, str]) -> None:
+        permit.redeem(call_digest, now_ms())
+        if self._sealed is not None:  # not its first call
+            self._cpu_before_s = self._cpu_at_ready_s = self._sentry.cpu_s or 0.0
+            self._sealed = None
+        self._admitted = time.monotonic()
+        if self._proxy is not None:
+            self._proxy.admit(identity)
+        self._watch_over()
+
+    def rest(self) -> None:
+        self._framed.stop_clock()
+        if self._meter is not None:
+            self._meter.cancel()
+        self._ready = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        return not self._framed.ended.done()
 
     async def send(self, frame: bytes) -> None:
         await self._framed.send(frame)
@@ -87,11 +111,11 @@ class GVisorProcess:
         return await self._framed.receive()
 
     def use(self) -> Use:
-        until = self._closed or time.monotonic()
+        cpu_s = self._sentry.cpu_s
         return Use(
             start_ms=(self._ready - self._began) * 1000,
-            run_ms=(until - self._ready) * 1000,
-            cpu_s=self._sentry.cpu_s,
+            run_ms=((self._sealed or time.monotonic()) - self._admitted) * 1000,
+            cpu_s=None if cpu_s is None else cpu_s - self._cpu_before_s,
             peak_memory_bytes=self._sentry.peak_memory_bytes,
         )
 
@@ -101,16 +125,35 @@ class GVisorProcess:
     def stderr_tail(self) -> str:
         return self._framed.stderr_tail()
 
-    async def close(self) -> bool:
-        """End the process; True when runsc saw it end and has cleaned up after itself."""
-        self._sentry.sample()
+    async def seal(self) -> None:
+        if self._sealed is not None:
+            return
+        self._sealed = time.monotonic()
+        self._framed.stop_clock()
         if self._meter is not None:
             self._meter.cancel()
+        self._sentry.sample()
+        if self._proxy is not None:
+            await self._proxy.shut()
+
+    async def close(self) -> None:
+        if self._end is None:
+            self._end = asyncio.create_task(self._finish())
+        await to_the_end(self._end)
+
+    async def _finish(self) -> None:
+        await self.seal()
+        clean = await self._ended()
+        if self._proxy is not None:
+            await self._proxy.close()
+        await self._destroy(clean)
+
+    async def _ended(self) -> bool:
+        """End the process; True when runsc saw it end and has cleaned up after itself."""
         ended = await self._framed.close(CLOSE_S)
         if not ended:
             with contextlib.suppress(ProcessLookupError):
                 self._child.kill()
-        self._closed = time.monotonic()
         self._sentry.close()
         return ended and not self._orphaned
 
@@ -137,20 +180,30 @@ class GVisorProcess:
     def _peak(self) -> int:
         return self._sentry.peak_memory_bytes or 0
 
+    def _watch_over(self) -> None:
+        """Start clock and meter anew."""
+        self._framed.start_clock()
+        if self._meter is None or self._meter.done():
+            self._meter = asyncio.create_task(self._watch())
+
     async def _watch(self) -> None:
         """Measure, enforce memory and CPU for all processes inside together, and keep runsc's log small."""
         while not self._framed.ended.done():
             self._sentry.sample()
             if self._peak() > self._limits.memory_bytes + OVERHEAD_BYTES:
                 self._framed.hit("memory_bytes")
-            if (self._sentry.cpu_s or 0.0) - self._cpu_at_start_s > self._limits.cpu_s:
+            if (self._sentry.cpu_s or 0.0) - self._cpu_at_ready_s > self._limits.cpu_s:
                 self._framed.hit("cpu_s")
             trim_log(self._remains.log, _LOG_BYTES)
             await asyncio.wait([self._framed.ended], timeout=_METER_S)
 
 
 async def spawn(
-    way: Runsc, spec: SandboxSpec, remains: Remains, proxy: EgressProxy | None, began: float
+    way: Runsc,
+    spec: SandboxSpec,
+    remains: Remains,
+    proxy: EgressProxy | None,
+    destroy: Callable[[bool], Awaitable[None]],
 ) -> GVisorProcess:
     """Write the bundle and start `runsc run` in a session of its own.
 
@@ -179,4 +232,4 @@ async def spawn(
         )
     except OSError as error:
         raise SandboxUnavailable(f"{way.path} does not start: {error.strerror}.", remedy=_REMEDY) from error
-    return GVisorProcess(child, spec, remains, Sentry(remains.state_root, cgroup), proxy, began)
+    return GVisorProcess(child, spec, remains, Sentry(remains.state_root, cgroup), proxy, destroy)

@@ -116,7 +116,7 @@ def oci_config(
             "user": {"uid": USER, "gid": USER},
             "cwd": "/work",
             "args": list(spec.argv),
-            "env": [f"{name}={value}" for name, value in _environment(spec).items()],
+            "env": [f"{name}={value}" for name, value in environment(spec).items()],
             "capabilities": {name: [] for name in _CAPABILITY_SETS},
             "noNewPrivileges": True,
             "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in _rlimits(spec.limits)],
@@ -126,7 +126,8 @@ def oci_config(
     }
 
 
-def _environment(spec: SandboxSpec) -> dict[str, str]:
+def environment(spec: SandboxSpec) -> dict[str, str]:
+    """What the process inside sees as its environment."""
     return {"HOME": "/work", **spec.env, **(_EGRESS_ENV if spec.egress else {})}
 
 

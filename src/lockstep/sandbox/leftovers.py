@@ -106,15 +106,16 @@ class Ledger:
 
 
 def kill_processes(remains: Remains) -> int:
-    """SIGKILL every runsc process of this sandbox, found by its state directory; returns how many."""
-    mark = f"--root={remains.state_root}".encode()
+    """SIGKILL every process of this sandbox, found by its directory among the arguments; returns how many."""
+    directory = remains.directory.encode()
+    marks = {directory, b"--root=%s/r" % directory}
     killed = 0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if mark in (entry / "cmdline").read_bytes().split(b"\0"):
-                killed += _kill(int(entry.name), mark)
+            if marks & set((entry / "cmdline").read_bytes().split(b"\0")):
+                killed += _kill(int(entry.name), marks)
     return killed
 
 
@@ -142,14 +143,14 @@ def _cgroup_directories(name: str) -> Iterator[Path]:
     yield from (path for path in (_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")) if path.is_dir())
 
 
-def _kill(pid: int, mark: bytes) -> bool:
-    """Kill exactly the process that carries the mark: pinned first, checked again, then signalled."""
+def _kill(pid: int, marks: set[bytes]) -> bool:
+    """Kill exactly the process that carries a mark: pinned first, checked again, then signalled."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return False
     try:
-        if mark in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+        if marks & set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             return True
     except OSError:

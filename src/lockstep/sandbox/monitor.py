@@ -64,11 +64,14 @@ class Monitor(Protocol):
         """ "firecracker", "qemu-kvm" or "qemu-tcg"."""
 
     @property
-    def version(self) -> str:
-        """What a snapshot depends on: one made by another version is never loaded."""
-
-    @property
     def tier(self) -> Tier: ...
+
+    async def prepare(self) -> str:
+        """Find out whether this monitor can be had here; its version, on which snapshots depend. Called first.
+
+        Raises:
+            SandboxUnavailable: it is not installed, or cannot run a guest on this machine.
+        """
 
     async def boot(self, machine: Machine, directory: Path) -> Vm:
         """Start the machine; what its process leaves on disk lies in `directory`.

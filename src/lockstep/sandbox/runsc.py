@@ -35,6 +35,11 @@ class Runsc:
     uds_flag: str
     """The flag that lets a sandbox connect to sockets that were bound into it."""
 
+    @property
+    def name(self) -> str:
+        """This way in words."""
+        return f"{self.platform} {'with' if self.cgroups else 'without'} control groups"
+
     def command(self, root: Path, *arguments: str, log: Path | None = None, egress: bool = False) -> list[str]:
         """The argument vector of one `runsc` invocation with its state below `root`."""
         options = [f"--root={root}", f"--platform={self.platform}", "--network=none", *self.flags]

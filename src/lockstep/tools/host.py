@@ -1,52 +1,72 @@
-"""The tool host: every permitted call in a fresh sandbox, over MCP, and nothing without a permit.
+"""The tool host: every permitted call in a sandbox of its own, over MCP, and nothing without a permit.
 
-Before the call is sent, the live definition must match its pin. After it was sent, a missing answer means that nobody
-knows what happened; before, it means that nothing did.
+A server is greeted before there is a permit, while it reaches nothing; then a call takes it, and its live definition
+must match its pin before the call is sent. After it was sent, a missing answer means that nobody knows what happened;
+before, it means that nothing did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass, replace
 from urllib.parse import quote
 
 from lockstep.agent.locked import LockedTool
 from lockstep.agent.spec import LimitsSection
-from lockstep.errors import ConfigError, SandboxUnavailable, StoreError
+from lockstep.errors import ConfigError, LockstepError, SandboxBusy, SandboxUnavailable, StoreError
 from lockstep.gate.permit import Permit
-from lockstep.sandbox.contract import Backend, EgressRecord, Limits, Process, ProcessEnded, SandboxSpec
+from lockstep.sandbox.contract import Backend, Findings, Limits, SandboxSpec
 from lockstep.sandbox.egress_rules import parse_rule
-from lockstep.tools.client import BadReply, McpClient, ServerError
+from lockstep.sandbox.pool import Pool
+from lockstep.sandbox.warm import Lease, Recipe
+from lockstep.tools.client import McpClient
 from lockstep.tools.code import CodeStore
+from lockstep.tools.conversation import NotServing, Ready, converse, greet
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.tools.results import ERROR_META
 from lockstep.tools.starting import Guest
-from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, digest_json
+from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, RunId
 
-IMPORT_FAILED = -32001
+_REMEDY = "`lockstep doctor` shows what this machine can do."
 _MIB = 2**20
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
-"""Of 4xx, those a server or something before it may send although the request was carried out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Where a tool runs; `degraded` names the tier it should have had where the lock accepts a weaker one."""
+
+    backend: Backend
+    degraded: str = ""
 
 
 class SandboxedTools:
     """Runs calls on the backends of this machine."""
 
-    def __init__(self, backends: Sequence[Backend], code: CodeStore, guest: Guest) -> None:
+    def __init__(
+        self, backends: Sequence[Backend], code: CodeStore, guest: Guest, pool: Pool[Ready] | None = None
+    ) -> None:
         self._backends = sorted(backends, key=lambda backend: TIER_RANK[backend.tier])
         self._code = code
         self._guest = guest
+        self._pool = pool or Pool()
 
     async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
+        tier, degraded = call.tool.tier, ""
         try:
-            backend = self.backend_for(call.tool)
-            spec = self._spec(call)
-            async with backend.open(spec, permit, call.digest) as process:
-                outcome = await _converse(process, call)
-            return _with_use(outcome, backend, process)
+            choice = await self.choose(call.tool)
+            tier, degraded = choice.backend.tier, choice.degraded
+            async with self._lease(call, self._recipe(call.tool, choice.backend)) as lease:
+                lease.process.admit(permit, call.digest, _identity(call))
+                outcome = await converse(lease.ready, call, lease.process)
+                lease.spoiled = outcome.kind in _SPOILS
+            return _with_use(outcome, choice, lease)
+        except NotServing as error:
+            return replace(error.outcome, tier=tier, degraded=degraded)
+        except SandboxBusy as error:
+            return Outcome(kind="sandbox_busy", text=f"Not run: {error.message}", detail=str(error), tier=tier)
         except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
@@ -57,40 +77,58 @@ class SandboxedTools:
             ServerError, BadReply, ProcessEnded: the source cannot say.
             SandboxUnavailable, PermitError: nothing ran.
         """
-        async with self.backend_for(tool).open(self._sandbox(tool, {}), permit, digest) as process:
+        process = await (await self.choose(tool)).backend.start(self._sandbox(tool))
+        try:
+            process.admit(permit, digest, {})
             client = McpClient(process)
             await client.initialize()
             return await client.list_tools()
+        finally:
+            await process.close()
+
+    async def prepare(self, tools: Iterable[LockedTool]) -> None:
+        """Have a sandbox of each of these tools ready soon. What cannot be had is said when it is called."""
+        for tool in tools:
+            with contextlib.suppress(LockstepError):
+                if not tool.run_lifetime:
+                    self._pool.prepare(self._recipe(tool, (await self.choose(tool)).backend))
+
+    async def end(self, run: RunId) -> None:
+        await self._pool.end(run)
 
     async def sweep(self) -> None:
         for backend in self._backends:
             await backend.sweep()
 
-    def backend_for(self, tool: LockedTool) -> Backend:
-        """The cheapest backend that is at least as strong as the tool's tier.
+    async def close(self) -> None:
+        """Destroy every sandbox and wait until it is gone."""
+        await self._pool.close()
+
+    async def choose(self, tool: LockedTool) -> Choice:
+        """The cheapest available backend that is at least as strong as the tool's tier; else what its lock accepts.
 
         Raises:
-            SandboxUnavailable: this build has none.
+            SandboxUnavailable: there is none, with what was seen and the remedy.
         """
+        missing: list[Findings] = []
         for backend in self._backends:
             if TIER_RANK[backend.tier] >= TIER_RANK[tool.tier]:
-                return backend
-        raise SandboxUnavailable(
-            f"Tool {tool.name} needs isolation {tool.tier.value!r}, which is not available here.",
-            remedy="`lockstep doctor` shows what this machine can do.",
-        )
+                seen = await backend.available()
+                if seen.available:
+                    return Choice(backend=backend)
+                missing.append(seen)
+        for backend in self._backends:
+            if backend.tier is tool.degrade and (await backend.available()).available:
+                return Choice(backend=backend, degraded=tool.tier.value)
+        raise _unavailable(tool, missing)
 
-    def _spec(self, call: PermittedCall) -> SandboxSpec:
-        identity = {
-            "Lockstep-Session": call.session,
-            "Lockstep-Run": call.run,
-            "Lockstep-Call": f"{call.run}/{call.id}",
-        }
-        if call.tool.effect is Effect.KEYED:
-            identity["Idempotency-Key"] = call.key
-        return self._sandbox(call.tool, identity)
+    def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
+        return self._pool.lease_of_run(call.run, recipe) if call.tool.run_lifetime else self._pool.lease(recipe)
 
-    def _sandbox(self, tool: LockedTool, identity: Mapping[str, str]) -> SandboxSpec:
+    def _recipe(self, tool: LockedTool, backend: Backend) -> Recipe[Ready]:
+        return Recipe(backend=backend, spec=self._sandbox(tool), warm_up=functools.partial(greet, tool))
+
+    def _sandbox(self, tool: LockedTool) -> SandboxSpec:
         argv, mounts = self._guest.start(tool.source, egress=bool(tool.egress))
         limits = _limits(tool.limits, tool.timeout_s)
         return SandboxSpec(
@@ -98,127 +136,49 @@ class SandboxedTools:
             mounts={**mounts, TOOL_MOUNT: self._code.get(tool.code), LOCKSTEP_MOUNT: self._guest.directory},
             env={**tool.env, "LOCKSTEP_OUTPUT_BYTES": str(limits.output_bytes)},
             egress=tuple(parse_rule(rule) for rule in tool.egress),
-            identity={name: _header(value) for name, value in identity.items()},
             limits=limits,
+            single_use=not tool.run_lifetime,
         )
 
 
-async def _converse(process: Process, call: PermittedCall) -> Outcome:
-    """One call, start to end. `sent` is the moment after which silence means doubt."""
-    client = McpClient(process)
-    sent = False
-    try:
-        await client.initialize()
-        live = {str(tool["name"]): tool for tool in await client.list_tools()}
-        pinned = live.get(call.tool.name)
-        if pinned is None or _pin(pinned) != call.tool.pin:
-            text = f"Not run: the definition of {call.tool.name} is not the one that was locked."
-            return Outcome(kind="pin_mismatch", text=text)
-        sent = True
-        meta = {"lockstep/run": call.run, "lockstep/call": call.id, "lockstep/key": call.key}
-        return _outcome(await client.call_tool(call.tool.name, call.arguments, meta), process)
-    except ProcessEnded as ended:
-        return _ended(call.tool, ended, sent=sent)
-    except ServerError as error:
-        kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
-        text = f"{call.tool.name} failed: {error.message}"
-        acted = sent and may_have_acted(process.egress_log())
-        return Outcome(kind=kind, text=text, detail=process.stderr_tail(), unknown=acted)
-    except BadReply as error:
-        text = f"{call.tool.name} broke the protocol: {error}."
-        return Outcome(kind="bad_reply", text=text, detail=process.stderr_tail(), unknown=sent)
+_SPOILS = frozenset({"bad_reply"})
+"""Outcomes after which a server that outlives its call is out of step with us."""
 
 
-def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
-    match ended.limit:
-        case "wall_s":
-            kind, text = "timeout", f"{tool.name} did not answer within {tool.timeout_s:g} s and was ended."
-        case "output_bytes":
-            kind, text = "output_too_large", f"{tool.name} sent more than {tool.limits.output_kb} KiB and was ended."
-        case "":
-            kind, text = "process_ended", f"{tool.name} ended without an answer (exit code {ended.exit_code})."
-        case limit:
-            kind, text = "process_ended", f"{tool.name} hit its limit {limit} and was ended."
-    if not sent:
-        text += " It had not been called yet."
-    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent)
-
-
-def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
-    """An MCP `tools/call` result as an outcome."""
-    content = result.get("content")
-    if not isinstance(content, list):
-        raise BadReply("its result has no content list")
-    text = "\n".join(_block_text(block) for block in content)
-    if not content and "structuredContent" in result:
-        text = str(result["structuredContent"])
-    if result.get("isError") is not True:
-        return Outcome(kind="ok", text=text)
-    meta = result.get("_meta")
-    error = meta.get(ERROR_META) if isinstance(meta, dict) else None
-    acted = may_have_acted(process.egress_log())
-    if not isinstance(error, dict):  # a third-party server's word, with nothing about what it had done by then
-        return Outcome(kind="tool_error", text=text, detail=process.stderr_tail(), unknown=acted)
-    kind = "output_too_large" if error.get("type") == "OutputTooLarge" else "tool_error"
-    if error.get("stage") == "result":  # the function returned: whatever it does outside is done
-        kind, text = "result_unusable", f"The call ran to its end, so its effect is done; its result is lost. {text}"
-    detail = "\n".join(filter(None, (str(error.get("traceback", "")), process.stderr_tail())))
-    unknown = error.get("unknown") is True
-    if error.get("stage") == "call" and error.get("not_done") is not True:
-        unknown = unknown or acted
-    return Outcome(kind=kind, text=text, detail=detail, unknown=unknown)
-
-
-def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
-    """Whether a request left the sandbox that may have changed something and was not plainly refused.
-
-    A sandbox can act only through the proxy, so this is evidence where a tool's exception is none: a reply that could
-    not be read says nothing about the booking behind it.
-    """
-    return any(
-        request.allowed and request.method not in _SAFE_METHODS and not _plainly_refused(request.status)
-        for request in requests
+def _unavailable(tool: LockedTool, missing: Sequence[Findings]) -> SandboxUnavailable:
+    saw = "; ".join(f"{what}: {found.rstrip('.')}" for each in missing for what, found in each.details)
+    return SandboxUnavailable(
+        f"Tool {tool.name} needs isolation {tool.tier.value!r}, which is not available on this machine"
+        f"{f' ({saw})' if saw else ''}.",
+        remedy=next((each.remedy for each in missing if each.remedy), _REMEDY),
     )
 
 
-def _plainly_refused(status: int | None) -> bool:
-    return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
+def _identity(call: PermittedCall) -> dict[str, str]:
+    identity = {
+        "Lockstep-Session": call.session,
+        "Lockstep-Run": call.run,
+        "Lockstep-Call": f"{call.run}/{call.id}",
+    }
+    if call.tool.effect is Effect.KEYED:
+        identity["Idempotency-Key"] = call.key
+    return {name: _header(value) for name, value in identity.items()}
 
 
-def _block_text(block: Any) -> str:
-    if isinstance(block, dict):
-        if block.get("type") == "text" and isinstance(block.get("text"), str):
-            return str(block["text"])
-        if block.get("type") in ("image", "audio") and isinstance(block.get("data"), str):
-            return f"[{block['type']}: {block.get('mimeType', 'unknown type')}, {len(block['data']) * 3 // 4} bytes]"
-        if block.get("type") == "resource_link":
-            return f"[resource: {block.get('uri')}]"
-        if isinstance(resource := block.get("resource"), dict):
-            return str(resource.get("text", f"[resource: {resource.get('uri')}]"))
-    raise BadReply("its result holds a content block of no known type")
-
-
-def _with_use(outcome: Outcome, backend: Backend, process: Process) -> Outcome:
-    use = process.use()
-    return Outcome(
-        kind=outcome.kind,
-        text=outcome.text,
-        detail=outcome.detail,
-        unknown=outcome.unknown,
-        tier=backend.tier,
-        start_ms=round(use.start_ms, 3),
+def _with_use(outcome: Outcome, choice: Choice, lease: Lease[Ready]) -> Outcome:
+    use = lease.process.use()
+    return replace(
+        outcome,
+        tier=choice.backend.tier,
+        degraded=choice.degraded,
+        warm=lease.warm,
+        queue_ms=round(lease.queue_ms, 3),
+        start_ms=round(lease.start_ms, 3),
         run_ms=round(use.run_ms, 3),
         cpu_s=use.cpu_s,
         peak_memory_bytes=use.peak_memory_bytes,
-        egress=tuple(asdict(record) for record in process.egress_log()),
+        egress=tuple(asdict(record) for record in lease.process.egress_log()),
     )
-
-
-def _pin(definition: JsonObject) -> Digest | None:
-    try:
-        return digest_json(definition)
-    except ValueError:
-        return None
 
 
 def _limits(limits: LimitsSection, wall_s: float) -> Limits:

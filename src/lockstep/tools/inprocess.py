@@ -15,7 +15,7 @@ from typing import Any
 from lockstep.gate.permit import Permit
 from lockstep.tools.decorator import NotDone, OutcomeUnknown
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import now_ms
+from lockstep.values import RunId, now_ms
 
 
 class InProcessTools:
@@ -40,6 +40,9 @@ class InProcessTools:
             unknown = not isinstance(error, NotDone)  # here nobody saw what the function did before it failed
             outcome = Outcome(kind="tool_error", text=text, unknown=unknown, run_ms=_since(began))
         return outcome
+
+    async def end(self, run: RunId) -> None:
+        """Nothing is kept for a run."""
 
     async def sweep(self) -> None:
         """Nothing outlives the process."""

@@ -28,7 +28,8 @@ class PermittedCall:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of it. `kind` is `ok`, `tool_error`, `timeout`, `output_too_large`, `process_ended`, `bad_reply`,
-    `pin_mismatch`, `import_error`, `sandbox_unavailable`, or `result_unusable` (it ran, its result cannot be sent)."""
+    `pin_mismatch`, `import_error`, `sandbox_unavailable`, `sandbox_busy` (not run: no room), or `result_unusable` (it
+    ran, its result cannot be sent)."""
 
     kind: str
     text: str
@@ -38,7 +39,12 @@ class Outcome:
     unknown: bool = False
     """The call was let go and nobody can say whether its effect happened."""
     tier: Tier = Tier.NONE
+    degraded: str = ""
+    """The tier that was asked for, where the lock accepts a weaker one in its place."""
+    warm: bool = False
+    """The sandbox was waiting for the call."""
     queue_ms: float = 0.0
+    """What the call waited for a sandbox, apart from a start of its own."""
     start_ms: float = 0.0
     run_ms: float = 0.0
     cpu_s: float | None = None
@@ -55,6 +61,9 @@ class ToolHost(Protocol):
         Raises:
             PermitError: the permit is not for this call; nothing ran.
         """
+
+    async def end(self, run: RunId) -> None:
+        """Destroy what was kept for this run: it has finished, or waits for a person."""
 
     async def sweep(self) -> None:
         """Destroy what an earlier process of this store left running. Before any reconciling."""

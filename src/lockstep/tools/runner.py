@@ -49,12 +49,10 @@ class ProtocolError(Exception):
 
 
 class Channel:
-    """The private copies of stdin and stdout that the protocol runs on; at most `limit_bytes` leave in all."""
+    """The private copies of stdin and stdout that the protocol runs on."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self) -> None:
         """Take the two descriptors away from everybody else in the process: 1 becomes stderr, 0 is at its end."""
-        self.limit_bytes = limit_bytes
-        self.left_bytes = limit_bytes
         self._requests = open(os.dup(0), "rb")  # noqa: SIM115 - lives as long as the process
         self._replies = os.dup(1)
         self._pid = os.getpid()
@@ -73,19 +71,19 @@ class Channel:
         if os.getpid() != self._pid:
             os._exit(0)
         left = memoryview(frame.encode() + b"\n")
-        self.left_bytes -= len(left)
         while left:
             left = left[os.write(self._replies, left) :]
 
 
 def main(arguments: list[str]) -> None:
     """Serve the module named first in `arguments` until stdin ends; `--only a,b` offers just these tools."""
-    channel = Channel(int(os.environ.get(OUTPUT_BYTES_ENV) or DEFAULT_OUTPUT_BYTES))
+    limit_bytes = int(os.environ.get(OUTPUT_BYTES_ENV) or DEFAULT_OUTPUT_BYTES)
+    channel = Channel()
     file, only = _options(arguments)
     try:
         toolbox = load(file, only)
         for line in channel.requests():
-            if reply := answer(line, toolbox, channel.limit_bytes, channel.left_bytes):
+            if reply := answer(line, toolbox, limit_bytes):
                 channel.reply(reply)
     except SystemExit as request:
         _leave(request.code)
@@ -113,10 +111,10 @@ def _leave(code: object) -> None:
     os._exit((code or 0) & 0xFF)
 
 
-def answer(line: bytes, toolbox: Toolbox, limit_bytes: int, left_bytes: int) -> str:
+def answer(line: bytes, toolbox: Toolbox, limit_bytes: int) -> str:
     """The reply frame for one line; empty for what needs none (notifications, blank lines).
 
-    Of `limit_bytes` that the process may send in all, `left_bytes` are left; a longer reply is replaced by an error.
+    `limit_bytes` may be sent for one call; a longer reply is replaced by an error.
     """
     if not line.strip():
         return ""
@@ -129,9 +127,9 @@ def answer(line: bytes, toolbox: Toolbox, limit_bytes: int, left_bytes: int) -> 
         result = _perform(message["method"], message.get("params"), toolbox)
         frame = _frame(request_id, "result", result)
         size_bytes = len(frame.encode()) + 1
-        if size_bytes <= left_bytes - _KEPT_BYTES:
+        if size_bytes <= limit_bytes - _KEPT_BYTES:
             return frame
-        text = f"The reply has {size_bytes} bytes; of {limit_bytes} bytes in all, {left_bytes} are left."
+        text = f"The reply has {size_bytes} bytes; at most {limit_bytes} bytes may be sent."
         return _too_large(request_id, message["method"], result, text)
     except NotJson as reason:
         return _frame(request_id, "error", {"code": INTERNAL_ERROR, "message": f"The reply is not JSON: {reason}."})

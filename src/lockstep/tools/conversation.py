@@ -1,0 +1,154 @@
+"""What is said to a server in a sandbox, and what its answers and its silence mean.
+
+Nothing it says is trusted: a failure inside it is evidence only together with what left the sandbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.agent.locked import LockedTool
+from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
+from lockstep.sandbox.warm import NotReady
+from lockstep.tools.client import BadReply, McpClient, ServerError
+from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.results import ERROR_META
+from lockstep.values import Digest, JsonObject, digest_json
+
+IMPORT_FAILED = -32001
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
+"""Of 4xx, those a server or something before it may send although the request was carried out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """A server that has been greeted: the client that speaks to it, and what it says it offers."""
+
+    client: McpClient
+    live: Mapping[str, JsonObject]
+
+
+class NotServing(NotReady):
+    """The server in a started sandbox is of no use; the outcome says why to a call that was not sent."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.text)
+        self.outcome = outcome
+
+
+async def greet(tool: LockedTool, process: Process) -> Ready:
+    """Shake hands and ask what is offered, so that only the call itself is left to send.
+
+    Raises:
+        NotServing: it does not get that far.
+    """
+    client = McpClient(process)
+    try:
+        await client.initialize()
+        return Ready(client=client, live={str(each["name"]): each for each in await client.list_tools()})
+    except (ProcessEnded, ServerError, BadReply) as error:
+        raise NotServing(_failed(tool, error, process, sent=False)) from error
+
+
+async def converse(ready: Ready, call: PermittedCall, process: Process) -> Outcome:
+    """One call, start to end; from the moment it is sent, silence means doubt."""
+    pinned = ready.live.get(call.tool.name)
+    if pinned is None or _pin(pinned) != call.tool.pin:
+        text = f"Not run: the definition of {call.tool.name} is not the one that was locked."
+        return Outcome(kind="pin_mismatch", text=text)
+    meta = {"lockstep/run": call.run, "lockstep/call": call.id, "lockstep/key": call.key}
+    try:
+        result = await ready.client.call_tool(call.tool.name, call.arguments, meta)
+        return _outcome(result, process)
+    except (ProcessEnded, ServerError, BadReply) as error:
+        return _failed(call.tool, error, process, sent=True)
+
+
+def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, process: Process, *, sent: bool) -> Outcome:
+    if isinstance(error, ProcessEnded):
+        return _ended(tool, error, sent=sent)
+    detail = process.stderr_tail()
+    if isinstance(error, ServerError):
+        kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
+        acted = sent and may_have_acted(process.egress_log())
+        return Outcome(kind=kind, text=f"{tool.name} failed: {error.message}", detail=detail, unknown=acted)
+    return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
+
+
+def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
+    match ended.limit:
+        case "wall_s":
+            kind, text = "timeout", f"{tool.name} did not answer within {tool.timeout_s:g} s and was ended."
+        case "output_bytes":
+            kind, text = "output_too_large", f"{tool.name} sent more than {tool.limits.output_kb} KiB and was ended."
+        case "":
+            kind, text = "process_ended", f"{tool.name} ended without an answer (exit code {ended.exit_code})."
+        case limit:
+            kind, text = "process_ended", f"{tool.name} hit its limit {limit} and was ended."
+    if not sent:
+        text += " It had not been called yet."
+    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent)
+
+
+def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
+    """An MCP `tools/call` result as an outcome."""
+    content = result.get("content")
+    if not isinstance(content, list):
+        raise BadReply("its result has no content list")
+    text = "\n".join(_block_text(block) for block in content)
+    if not content and "structuredContent" in result:
+        text = str(result["structuredContent"])
+    if result.get("isError") is not True:
+        return Outcome(kind="ok", text=text)
+    meta = result.get("_meta")
+    error = meta.get(ERROR_META) if isinstance(meta, dict) else None
+    acted = may_have_acted(process.egress_log())
+    if not isinstance(error, dict):  # a third-party server's word, with nothing about what it had done by then
+        return Outcome(kind="tool_error", text=text, detail=process.stderr_tail(), unknown=acted)
+    kind = "output_too_large" if error.get("type") == "OutputTooLarge" else "tool_error"
+    if error.get("stage") == "result":  # the function returned: whatever it does outside is done
+        kind, text = "result_unusable", f"The call ran to its end, so its effect is done; its result is lost. {text}"
+    detail = "\n".join(filter(None, (str(error.get("traceback", "")), process.stderr_tail())))
+    unknown = error.get("unknown") is True
+    if error.get("stage") == "call" and error.get("not_done") is not True:
+        unknown = unknown or acted
+    return Outcome(kind=kind, text=text, detail=detail, unknown=unknown)
+
+
+def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
+    """Whether a request left the sandbox that may have changed something and was not plainly refused.
+
+    A sandbox can act only through the proxy, so this is evidence where a tool's exception is none: a reply that could
+    not be read says nothing about the booking behind it.
+    """
+    return any(
+        request.allowed and request.method not in _SAFE_METHODS and not _plainly_refused(request.status)
+        for request in requests
+    )
+
+
+def _plainly_refused(status: int | None) -> bool:
+    return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
+
+
+def _block_text(block: Any) -> str:
+    if isinstance(block, dict):
+        if block.get("type") == "text" and isinstance(block.get("text"), str):
+            return str(block["text"])
+        if block.get("type") in ("image", "audio") and isinstance(block.get("data"), str):
+            return f"[{block['type']}: {block.get('mimeType', 'unknown type')}, {len(block['data']) * 3 // 4} bytes]"
+        if block.get("type") == "resource_link":
+            return f"[resource: {block.get('uri')}]"
+        if isinstance(resource := block.get("resource"), dict):
+            return str(resource.get("text", f"[resource: {resource.get('uri')}]"))
+    raise BadReply("its result holds a content block of no known type")
+
+
+def _pin(definition: JsonObject) -> Digest | None:
+    try:
+        return digest_json(definition)
+    except ValueError:
+        return None
