@@ -18,7 +18,7 @@ import pytest
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox import firecracker_vm
-from lockstep.sandbox.firecracker import Firecracker
+from lockstep.sandbox.firecracker import Firecracker, locate
 from lockstep.sandbox.firecracker_vm import FirecrackerVm
 from lockstep.sandbox.monitor import Machine
 
@@ -87,8 +87,7 @@ def new_directory(tmp_path: Path, name: str) -> Path:
 
 def run(body: Callable[[Firecracker], Awaitable[Any]]) -> Any:
     async def prepared() -> Any:
-        monitor = Firecracker()
-        await monitor.prepare()
+        monitor = Firecracker(await locate())
         return await asyncio.wait_for(body(monitor), WAIT_S)
 
     return asyncio.run(prepared())

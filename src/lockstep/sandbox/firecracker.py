@@ -32,6 +32,7 @@ from lockstep.sandbox.firecracker_api import (
 )
 from lockstep.sandbox.firecracker_jail import VSOCK_SOCKET, Home, Limits, cgroup_version, new_home
 from lockstep.sandbox.firecracker_vm import FirecrackerVm, launch
+from lockstep.sandbox.kvm import runs_guests
 from lockstep.sandbox.monitor import Machine, Vm
 from lockstep.values import Tier
 
@@ -41,6 +42,7 @@ GUEST_CID = 3
 """The same in every VM: each has a vsock device of its own, and nothing routes between them."""
 SNAPSHOT_S = 120.0
 VERSION_S = 10.0
+_HOLE = bytes(16 * 2**10)
 _STATE = "state"
 _MEMORY = "memory"
 _DISK = RateLimiter(
@@ -73,6 +75,7 @@ class Firecracker:
 
     async def prepare(self) -> str:
         self._found = self._found or await locate()
+        await runs_guests()
         return self._found.version
 
     @property
@@ -182,9 +185,18 @@ def _named(drives: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Move a snapshot's file to where nobody writes it again; readable for all, so that a jail can link it."""
-    shutil.move(source, target)
-    os.chown(target, os.geteuid(), os.getegid())
+    """Move a snapshot's file to where nobody writes it again; readable for all, so that a jail can link it.
+
+    Firecracker writes every page of the machine's memory; what is empty becomes a hole and takes no room.
+    """
+    with source.open("rb") as read, target.open("xb") as write:
+        while piece := read.read(len(_HOLE)):
+            if piece == _HOLE:
+                write.seek(len(piece), os.SEEK_CUR)
+            else:
+                write.write(piece)
+        write.truncate(read.tell())
+    source.unlink()
     target.chmod(0o444)
 
 

@@ -19,7 +19,7 @@ from lockstep.sandbox.firecracker_jail import API_SOCKET, VSOCK_SOCKET, Home, re
 from lockstep.sandbox.monitor import AGENT_PORT, Stream
 
 START_S = 10.0
-AGENT_S = 30.0
+AGENT_S = 60.0
 _KNOCK_S = 3.0  # a second more than Firecracker itself waits for a guest's answer
 _POLL_S = 0.01
 _TAIL_BYTES = 4 * 2**10
