@@ -13,7 +13,6 @@ LOCKSTEP_DATA ?= ../shared/data
 RECORDING ?= $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
 LIMIT ?=
 UPGRADE ?=
-export FIRECRACKER_BIN JAILER_BIN
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-nested check bench airline relock clean

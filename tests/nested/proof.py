@@ -4,6 +4,7 @@ Each step is reported as it is done, so that a report that breaks off says where
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -83,20 +84,23 @@ def host_view():
     """The Firecracker processes, as the host sees them."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
-        arguments = (directory / "cmdline").read_bytes().decode().split("\0")
-        if arguments[0].endswith("/firecracker"):
-            status = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines())
-            interfaces = (directory / "net/dev").read_text().splitlines()[2:]
-            found.append(
-                {
-                    "uid": int(status["Uid"].split()[0]),
-                    "capabilities": int(status["CapEff"], 16),
-                    "pids": status["NSpid"].split(),
-                    "group": (directory / "cgroup").read_text().strip(),
-                    "interfaces": [line.split(":")[0].strip() for line in interfaces],
-                }
-            )
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            arguments = (directory / "cmdline").read_bytes().decode().split("\0")
+            if arguments[0].endswith("/firecracker"):
+                found.append(described(directory))
     return found
+
+
+def described(process):
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    interfaces = (process / "net/dev").read_text().splitlines()[2:]
+    return {
+        "uid": int(status["Uid"].split()[0]),
+        "capabilities": int(status["CapEff"], 16),
+        "pids": status["NSpid"].split(),
+        "group": (process / "cgroup").read_text().strip(),
+        "interfaces": [line.split(":")[0].strip() for line in interfaces],
+    }
 
 
 def left_behind():

@@ -1,7 +1,7 @@
 """The microVM tier on the real Firecracker, in a machine whose hardware virtualization is emulated.
 
-Run by `make test-nested`, with FIRECRACKER_BIN naming a statically linked release; its jailer lies beside it or is named
-in JAILER_BIN. The machine is booted once, `proof.py` runs in it, and the tests below read what it reported.
+Run by `make test-nested`, with FIRECRACKER_BIN naming a statically linked release; its jailer lies beside it or is
+named in JAILER_BIN. The machine is booted once, `proof.py` runs in it, and the tests below read what it reported.
 """
 
 from __future__ import annotations
