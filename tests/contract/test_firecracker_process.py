@@ -19,6 +19,7 @@ import pytest
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox import firecracker_vm
 from lockstep.sandbox.firecracker import Firecracker, locate
+from lockstep.sandbox.firecracker_api import Call, SnapshotCreate
 from lockstep.sandbox.firecracker_vm import FirecrackerVm
 from lockstep.sandbox.monitor import Machine
 
@@ -189,6 +190,64 @@ def test_an_agent_that_never_answers_is_given_up(
             await vm.close()
 
     run(body)
+
+
+@pytest.mark.parametrize("name", ["api.sock", "v.sock"])
+def test_a_link_in_the_place_of_a_socket_leads_nowhere(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A guest that has taken over its Firecracker can put one there."""
+    reached: list[bytes] = []
+
+    async def host_service(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.append(await reader.read(100))
+        writer.write(b"OK 1\n")
+
+    async def body(monitor: Firecracker) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(firecracker_vm, "AGENT_S", 0.2)
+        server = await asyncio.start_unix_server(host_service, "host.sock")
+        vm = await monitor.boot(machine, new_directory(tmp_path, "vm"))
+        assert isinstance(vm, FirecrackerVm)
+        try:
+            (vm.home.root / name).unlink()
+            (vm.home.root / name).symlink_to(tmp_path / "host.sock")
+            with pytest.raises(SandboxUnavailable):
+                await (vm.connect() if name == "v.sock" else monitor.snapshot(vm, new_directory(tmp_path, "into")))
+        finally:
+            await vm.close()
+            server.close()
+
+    run(body)
+    assert reached == []
+
+
+def test_a_link_in_the_place_of_a_snapshots_file_is_not_read(machine: Machine, tmp_path: Path) -> None:
+    secret, into = tmp_path / "secret", new_directory(tmp_path, "into")
+    secret.write_text("of the host")
+
+    async def body(monitor: Firecracker) -> None:
+        vm = await monitor.boot(machine, new_directory(tmp_path, "vm"))
+        assert isinstance(vm, FirecrackerVm)
+        asking = vm.ask
+
+        async def ask(call: Call, timeout_s: float = 1.0) -> bytes:
+            answer = await asking(call, timeout_s)
+            if isinstance(call, SnapshotCreate):
+                (vm.home.root / "memory").unlink()
+                (vm.home.root / "memory").symlink_to(secret)
+            return answer
+
+        monkeypatch.setattr(vm, "ask", ask)
+        try:
+            with pytest.raises(SandboxUnavailable, match="something else has this name"):
+                await monitor.snapshot(vm, into)
+        finally:
+            await vm.close()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(body)
+    assert not (into / "memory").exists()
 
 
 @jailed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ from lockstep.sandbox.firecracker_api import (
     TokenBucket,
     VmState,
     Vsock,
-    ask,
 )
 from lockstep.sandbox.firecracker_jail import VSOCK_SOCKET, Home, Limits, cgroup_version, new_home
 from lockstep.sandbox.firecracker_vm import FirecrackerVm, launch
@@ -91,12 +91,13 @@ class Firecracker:
     async def snapshot(self, vm: Vm, into: Path) -> None:
         assert isinstance(vm, FirecrackerVm)
         for call in SNAPSHOT_CALLS:
-            await ask(vm.api, call, SNAPSHOT_S)
+            await vm.ask(call, SNAPSHOT_S)
         vm.kill()
         await vm.wait()
         try:
             for name in (_STATE, _MEMORY):
-                await asyncio.to_thread(_keep, vm.home.root / name, into / name)
+                with vm.own(name, stat.S_ISREG) as file:
+                    await asyncio.to_thread(_keep, file, into / name)
         except OSError as error:
             raise _unwritable(error) from error
 
@@ -123,7 +124,7 @@ class Firecracker:
         try:
             await vm.answers()
             for call in calls:
-                await ask(vm.api, call)
+                await vm.ask(call)
         except BaseException:
             await asyncio.shield(vm.close())
             raise
@@ -185,7 +186,7 @@ def _named(drives: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Move a snapshot's file to where nobody writes it again; readable for all, so that a jail can link it.
+    """Copy a snapshot's file to where nobody writes it again; readable for all, so that a jail can link it.
 
     Firecracker writes every page of the machine's memory; what is empty becomes a hole and takes no room.
     """
@@ -196,7 +197,6 @@ def _keep(source: Path, target: Path) -> None:
             else:
                 write.write(piece)
         write.truncate(read.tell())
-    source.unlink()
     target.chmod(0o444)
 
 

@@ -184,16 +184,12 @@ async def ask(socket: Path, call: Call, timeout_s: float = ANSWER_S) -> bytes:
     return body
 
 
-async def describe(socket: Path) -> InstanceInfo:
-    """Who answers at this socket, and what state its machine is in.
+def instance_info(body: bytes) -> InstanceInfo:
+    """The answer to `Describe`.
 
     Raises:
-        SandboxUnavailable: nobody, or not Firecracker.
+        SandboxUnavailable: it is not Firecracker's.
     """
-    return instance_info(await ask(socket, Describe()))
-
-
-def instance_info(body: bytes) -> InstanceInfo:
     try:
         answer = json.loads(body)
         return InstanceInfo(**{field.name: str(answer[field.name]) for field in fields(InstanceInfo)})

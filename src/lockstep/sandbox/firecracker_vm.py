@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import stat
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.firecracker_api import describe
+from lockstep.sandbox.firecracker_api import ANSWER_S, Call, Describe, ask, instance_info
 from lockstep.sandbox.firecracker_jail import API_SOCKET, VSOCK_SOCKET, Home, remove_cgroups
 from lockstep.sandbox.monitor import AGENT_PORT, Stream
 
@@ -37,8 +40,8 @@ class FirecrackerVm:
         self._child = child
         self._output = output
         self._pidfd = os.pidfd_open(pid)
-        # sockets are reached by way of a descriptor: a socket's path is at most 107 bytes, ours may be longer
         self._root = os.open(home.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._closed = False
         self._gone = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd, self._notice_end)
 
@@ -46,9 +49,31 @@ class FirecrackerVm:
     def pid(self) -> int:
         return self._pid
 
-    @property
-    def api(self) -> Path:
-        return Path(f"/proc/self/fd/{self._root}", API_SOCKET)
+    @contextlib.contextmanager
+    def own(self, name: str, kind: Callable[[int], bool]) -> Iterator[Path]:
+        """A path, for as long as the context lasts, to what the process has in its directory under this name itself.
+
+        The process owns that directory, and its guest may own the process: a link there would lead us to any file or
+        socket of the host. The path is short, too; a socket's may have 107 bytes.
+
+        Raises:
+            OSError: there is nothing, or not of this kind.
+        """
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        try:
+            if not kind(os.fstat(found).st_mode):
+                raise OSError(errno.EINVAL, "something else has this name", name)
+            yield Path(f"/proc/self/fd/{found}")
+        finally:
+            os.close(found)
+
+    async def ask(self, call: Call, timeout_s: float = ANSWER_S) -> bytes:
+        """Send a request to the API; raises what `firecracker_api.ask` does."""
+        try:
+            with self.own(API_SOCKET, stat.S_ISSOCK) as socket:
+                return await ask(socket, call, timeout_s)
+        except OSError as error:
+            raise SandboxUnavailable(f"Firecracker's API is gone: {error}.", remedy=_REMEDY) from error
 
     async def answers(self) -> None:
         """Wait until the API does.
@@ -57,7 +82,7 @@ class FirecrackerVm:
             SandboxUnavailable: the process ended, or said nothing for `START_S`.
         """
         deadline = time.monotonic() + START_S
-        while not (self.api.is_socket() and await self._is_described()):
+        while not await self._is_described():
             self._refuse_to_wait(deadline, "Firecracker did not start")
             await asyncio.sleep(_POLL_S)
 
@@ -78,15 +103,16 @@ class FirecrackerVm:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def close(self) -> None:
-        if self._pidfd < 0:
-            return
         self.kill()
         await self.wait()
         await self._child.wait()
+        if self._closed:
+            return
+        self._closed = True
         self._output.close()
         os.close(self._root)
         os.close(self._pidfd)
-        self._pidfd = -1
+        self._pidfd = self._root = -1
         with contextlib.suppress(OSError):  # a group that is still busy is the janitor's
             remove_cgroups(self.home.id)
 
@@ -105,7 +131,7 @@ class FirecrackerVm:
 
     async def _is_described(self) -> bool:
         try:
-            await describe(self.api)
+            instance_info(await self.ask(Describe()))
         except SandboxUnavailable:
             return False
         return True
@@ -114,24 +140,29 @@ class FirecrackerVm:
         """Ask Firecracker for the agent's port; None when nobody listens there yet."""
         try:
             async with asyncio.timeout(_KNOCK_S):
-                reader, writer = await asyncio.open_unix_connection(self.api.with_name(VSOCK_SOCKET))
-                try:
-                    writer.write(b"CONNECT %d\n" % AGENT_PORT)
-                    if (await reader.readline()).startswith(b"OK "):
-                        return reader, writer
-                except BaseException:
-                    writer.transport.abort()
-                    raise
-                writer.transport.abort()
-        except (OSError, TimeoutError):
-            pass
-        return None
+                with self.own(VSOCK_SOCKET, stat.S_ISSOCK) as socket:
+                    reader, writer = await asyncio.open_unix_connection(socket)
+                return await _greeted(reader, writer)
+        except (OSError, ValueError, TimeoutError):  # ValueError: a line without end
+            return None
 
     def _refuse_to_wait(self, deadline: float, what: str) -> None:
         if self._gone.done():
             raise SandboxUnavailable(f"{what}: it ended, saying {self._output.text()!r}.", remedy=_REMEDY)
         if time.monotonic() > deadline:
             raise SandboxUnavailable(f"{what} in time.", remedy=_REMEDY)
+
+
+async def _greeted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream | None:
+    """Firecracker's side of the socket: a line that names the port, answered by `OK` and a number, or by the end."""
+    answer = b""
+    try:
+        writer.write(b"CONNECT %d\n" % AGENT_PORT)
+        answer = await reader.readline()
+    finally:
+        if not answer.startswith(b"OK "):
+            writer.transport.abort()
+    return (reader, writer) if answer.startswith(b"OK ") else None
 
 
 class Tail:

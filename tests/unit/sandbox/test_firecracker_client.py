@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.firecracker_api import Action, InstanceInfo, ask, describe
+from lockstep.sandbox.firecracker_api import Action, Describe, InstanceInfo, ask, instance_info
 
 START = Action(action_type="InstanceStart")
 NO_CONTENT = b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
@@ -102,6 +102,6 @@ def test_an_instance_describes_itself(tmp_path: Path) -> None:
 
     async def run() -> InstanceInfo:
         async with answering(tmp_path / "api", ok(body), []):
-            return await describe(tmp_path / "api")
+            return instance_info(await ask(tmp_path / "api", Describe()))
 
     assert asyncio.run(run()) == InstanceInfo(id="demo", state="Running", vmm_version="1.16.1")
