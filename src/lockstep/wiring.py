@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -39,12 +39,15 @@ from lockstep.journal.sqlite_file import DATABASE
 from lockstep.model.port import Model, Settings
 from lockstep.runtime.driver import Driver, Watcher
 from lockstep.runtime.reading import read_run
+from lockstep.sandbox.bubblewrap import Bubblewrap
 from lockstep.sandbox.contract import Backend, Findings, ProcessEnded
-from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
+from lockstep.sandbox.image.build import setup_microvm
 from lockstep.tools.client import BadReply, ServerError
 from lockstep.tools.code import CodeStore
+from lockstep.tools.egress_checks import egress_problems, private_names
 from lockstep.tools.host import SandboxedTools
+from lockstep.tools.secret_values import secret_value
 from lockstep.tools.starting import Guest
 from lockstep.values import RunId, Tier, digest_json, sha256
 
@@ -94,7 +97,8 @@ class Store:
         return CodeStore(self.directory / "code")
 
     def backends(self) -> tuple[Backend, ...]:
-        return (GVisor(self.directory / "sandboxes"),)
+        state = self.directory / "sandboxes"
+        return (Bubblewrap(state), GVisor(state))
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""
@@ -110,6 +114,15 @@ async def opened_tools(store: Store) -> AsyncIterator[SandboxedTools]:
         yield tools
     finally:
         await tools.close()
+
+
+def make_guest_image(say: Callable[[str], None]) -> None:
+    """Put the guest image of microVMs together; `say` is told what is being done.
+
+    Raises:
+        SandboxUnavailable: it cannot be made here.
+    """
+    setup_microvm(say)
 
 
 async def findings(store: Store) -> list[Findings]:
@@ -130,6 +143,8 @@ async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore)
         definitions[index] = await _describe(directory, index, source, tools, code)
     lock = resolve(directory, spec, definitions)
     check(directory, lock)
+    if closed := private_names(locked_agent(lock).tools.values()):
+        raise ConfigError("\n".join(f"{directory / AGENT_FILE}: {problem}." for problem in closed))
     provider, _, name = spec.model.name.partition(":")
     if provider in FILE_MODELS:
         _read_file_model(provider, directory / name)
@@ -426,6 +441,7 @@ def _as_tool(source: ToolSource, files: Mapping[str, bytes]) -> LockedTool:
         fee_usd=Decimal(0),
         source=source_key(source),
         code={name: sha256(data) for name, data in files.items()},
+        secrets=source.secrets,
     )
 
 
@@ -433,11 +449,7 @@ def _tool_problems(tool: LockedTool) -> list[str]:
     problems = []
     if not _TOOL_NAME.fullmatch(tool.name):
         problems.append("a tool's name is at most 128 letters, digits, _ - . and /")
-    for rule in tool.egress:
-        try:
-            parse_rule(rule)
-        except ValueError as error:
-            problems.append(f"egress {rule!r}: {error}")
+    problems += egress_problems(tool)
     schema = tool.definition.get("inputSchema")
     if not isinstance(schema, Mapping):
         return [*problems, "its definition has no inputSchema object"]
@@ -467,3 +479,20 @@ async def require_tiers(tools: SandboxedTools, agent: LockedAgent) -> None:
     """
     for tool in agent.tools.values():
         await tools.choose(tool)
+
+
+async def require_secrets(agent: LockedAgent, env: Mapping[str, str] = os.environ) -> None:
+    """Fail before a run starts when a secret of one of its tools cannot be had; values are asked for and forgotten.
+
+    Raises:
+        ConfigError: each such secret in a sentence.
+    """
+    named = {(one.env, one.source): one for tool in agent.tools.values() for one in tool.secrets}
+    problems = []
+    for secret in named.values():
+        try:
+            await secret_value(secret, env)
+        except ConfigError as error:
+            problems.append(error)
+    if problems:
+        raise ConfigError("\n".join(error.message for error in problems), remedy=problems[0].remedy)

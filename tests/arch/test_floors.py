@@ -19,7 +19,18 @@ CONCRETE = (
     "lockstep.model.scripted",
     "lockstep.tools.host",
 )
-HEAVY = ("pydantic_ai", "mcp", "rich", "cedarpy", "pydantic", "msgspec", "jsonschema_rs", "httpx", "asyncio")
+HEAVY = (
+    "pydantic_ai",
+    "mcp",
+    "rich",
+    "cedarpy",
+    "pydantic",
+    "msgspec",
+    "jsonschema_rs",
+    "httpx",
+    "asyncio",
+    "cryptography",
+)
 
 
 def test_the_page_puts_every_module_on_a_floor_and_names_none_that_is_missing() -> None:

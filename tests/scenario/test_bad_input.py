@@ -164,7 +164,7 @@ def test_a_module_that_is_changed_after_locking_is_not_run(agent: Agent) -> None
         ),
         ('dedupe_on = ["nam"]', "tool 'greet': dedupe_on names 'nam', which is not one of its arguments (loud, name)"),
         ('egress = ["nonsense host"]', "tool 'greet': egress 'nonsense host'"),
-        ('isolation = "microvm"', "needs isolation 'microvm', which is not available here"),
+        ('isolation = "microvm"', "needs isolation 'microvm', which is not available on this machine"),
     ],
 )
 def test_what_an_entry_says_of_its_tools_is_checked_when_locking(agent: Agent, change: str, said: str) -> None:
@@ -355,7 +355,7 @@ def test_a_runsc_that_does_not_work_is_as_good_as_none(agent: Agent, tmp_path: P
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     done = agent.run("hello", env={"LOCKSTEP_RUNSC": str(broken)})
-    refused(done, "The tier 'gvisor' is not available on this machine", "failed (exit code 1)")
+    refused(done, "needs isolation 'gvisor', which is not available on this machine", "failed (exit code 1)")
 
 
 # Tools that misbehave: all of them in one run, because reads of one reply run side by side.

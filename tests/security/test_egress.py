@@ -3,127 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from egress_world import QUICK, play, status, world
 
-from lockstep.sandbox.contract import EgressRecord
-from lockstep.sandbox.egress import EgressCaps, EgressProxy
-from lockstep.sandbox.egress_rules import parse_rule
-
-PATIENCE_S = 10.0
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-QUICK = EgressCaps(head_s=0.3, connect_s=0.3, total_s=1.0)
-
-
-@dataclass
-class Service:
-    """A server on the loopback that keeps what it was sent and answers with `reply`."""
-
-    port: int = 0
-    reply: bytes = OK
-    hang: bool = False
-    seen: list[bytes] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                (int(line[15:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
-            )
-            body = await reader.readexactly(length)
-            if b"transfer-encoding: chunked" in head.lower():
-                body = await reader.readuntil(b"0\r\n\r\n")
-            self.seen.append(head + body)
-            self.arrived.set()
-            if self.hang:
-                await reader.read()
-            writer.write(self.reply)
-            await writer.drain()
-        except (OSError, asyncio.IncompleteReadError) as error:
-            self.seen.append(f"broken: {error}".encode())
-        finally:
-            self.arrived.set()
-            writer.transport.abort()
-
-
-@dataclass
-class World:
-    socket: Path
-    service: Service
-    proxy: EgressProxy
-
-    async def talk(self, request: str | bytes, *, finish: bool = False) -> bytes:
-        """What the proxy answers to these bytes, also when it hangs up on us; `finish` closes our side first."""
-        data = request if isinstance(request, bytes) else request.replace("PORT", str(self.service.port)).encode()
-        async with asyncio.timeout(PATIENCE_S):
-            reader, writer = await asyncio.open_unix_connection(self.socket)
-            try:
-                writer.write(data)
-                if finish:
-                    writer.write_eof()
-                answer = b""
-                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                    while piece := await reader.read(65536):
-                        answer += piece
-                return answer
-            finally:
-                writer.close()
-
-    def record(self) -> EgressRecord:
-        return self.proxy.records()[-1]
-
-
-@asynccontextmanager
-async def world(
-    folder: Path,
-    *rules: str,
-    reply: bytes = OK,
-    hang: bool = False,
-    caps: EgressCaps | None = None,
-    names: Mapping[str, Sequence[str]] | None = None,
-    tls: ssl.SSLContext | None = None,
-    certificate: ssl.SSLContext | None = None,
-) -> AsyncIterator[World]:
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        if host not in (names or {}):
-            raise OSError("no such name")
-        return (names or {})[host]
-
-    service = Service(reply=reply, hang=hang)
-    server = await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=certificate)
-    service.port = server.sockets[0].getsockname()[1]
-    parsed = [parse_rule(rule.replace("PORT", str(service.port))) for rule in rules]
-    proxy = EgressProxy(parsed, caps=caps, resolve=resolve, tls=tls)
-    proxy.admit({"Lockstep-Run": "r1"})
-    path = folder / "e.sock"
-    await proxy.listen(path)
-    try:
-        yield World(path, service, proxy)
-    finally:
-        await proxy.close()
-        server.close()
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(3 * PATIENCE_S):
-            await scene()
-
-    asyncio.run(bounded())
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
+from lockstep.sandbox.egress_exchange import EgressCaps
 
 RULE = "127.0.0.1:PORT GET,POST /v1"
 POST = "POST http://127.0.0.1:PORT/v1 HTTP/1.1\r\nHost: x\r\n"
@@ -284,7 +172,9 @@ def test_a_redirect_is_passed_on_and_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.216.34", "10.0.0.1"], ["::ffff:127.0.0.1"], ["::1"]])
 def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path: Path, addresses: list[str]) -> None:
     async def scene() -> None:
-        async with world(tmp_path, "api.example:PORT", names={"api.example": addresses}) as here:
+        async with world(
+            tmp_path, "http://api.example:PORT", "https://api.example:PORT", names={"api.example": addresses}
+        ) as here:
             for line in ("GET http://api.example:PORT/", "CONNECT api.example:PORT"):
                 answer = await here.talk(f"{line} HTTP/1.1\r\nHost: api.example\r\n\r\n")
                 assert status(answer) == 403
@@ -400,30 +290,6 @@ def test_connections_and_requests_are_bounded(tmp_path: Path) -> None:
     play(scene)
 
 
-def test_a_tunnel_opens_where_neither_method_nor_path_is_limited(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with world(tmp_path, "https://127.0.0.1:PORT") as here:
-            inner = "GET /anything HTTP/1.1\r\nHost: x\r\n\r\n"
-            answer = await here.talk(f"CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: x\r\n\r\n{inner}", finish=True)
-            assert answer.startswith(b"HTTP/1.1 200")
-            assert answer.endswith(OK)
-            record = here.record()
-            assert (record.method, record.allowed) == ("CONNECT", True)
-            assert (record.bytes_out, record.bytes_in) == (len(inner), len(OK))
-
-    play(scene)
-
-
-def test_a_tunnel_is_no_way_around_the_byte_caps(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with world(tmp_path, "https://127.0.0.1:PORT", caps=EgressCaps(request_bytes=10)) as here:
-            await here.talk("CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: x\r\n\r\n" + "x" * 100)
-            assert all(seen.startswith(b"broken: 0 bytes") for seen in here.service.seen)
-            assert "more than 10 bytes" in here.record().reason
-
-    play(scene)
-
-
 def test_what_is_under_way_when_the_sandbox_ends_is_broken_off_and_recorded(tmp_path: Path) -> None:
     async def scene() -> None:
         async with world(tmp_path, RULE, hang=True) as here:
@@ -461,14 +327,103 @@ def test_https_is_fetched_with_a_verified_certificate(tmp_path: Path) -> None:
 
     async def scene() -> None:
         request = "GET https://localhost:PORT/v1 HTTP/1.1\r\nHost: x\r\n\r\n"
-        async with world(tmp_path, *rules, names=names, certificate=served, tls=trusting) as here:
+        async with world(tmp_path, *rules, names=names, server=served, tls=trusting) as here:
             assert status(await here.talk(request)) == 200
             other_name = await here.talk(request.replace("localhost", "127.0.0.1"))
             assert status(other_name) == 502
             assert b"certificate" in other_name.lower()
-        async with world(tmp_path, *rules, names=names, certificate=served) as here:
+        async with world(tmp_path, *rules, names=names, server=served) as here:
             untrusted = await here.talk(request)
             assert status(untrusted) == 502
+            assert here.service.seen == []
+
+    play(scene)
+
+
+def test_nothing_leaves_before_a_call_is_admitted(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, RULE, "https://127.0.0.1:PORT", admitted=False) as here:
+            for request in (GET, "CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: x\r\n\r\n"):
+                answer = await here.talk(request)
+                assert status(answer) == 403
+                assert b"No call has been permitted" in answer
+            assert here.service.seen == []
+            assert [record.allowed for record in here.proxy.records()] == [False, False]
+            here.proxy.admit({"Lockstep-Run": "r2"})
+            assert status(await here.talk(GET)) == 200
+            assert b"lockstep-run: r2" in here.service.seen[0].lower()
+            assert [record.allowed for record in here.proxy.records()] == [True]
+
+    play(scene)
+
+
+def test_the_next_call_has_its_own_identity_and_records(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, RULE) as here:
+            assert status(await here.talk(GET)) == 200
+            await here.proxy.shut()
+            assert status(await here.talk(GET)) == 403
+            assert [record.status for record in here.proxy.records()] == [200, 403]
+            here.proxy.admit({"Lockstep-Run": "r2"})
+            assert status(await here.talk(GET)) == 200
+            here.proxy.admit({"Lockstep-Run": "r3"})
+            assert here.proxy.records() == ()
+            assert status(await here.talk(GET)) == 200
+            runs = [head.lower().partition(b"lockstep-run: ")[2][:2] for head in here.service.seen]
+            assert runs == [b"r1", b"r2", b"r3"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("by", ["shut", "admit"])
+def test_what_one_call_left_under_way_does_not_go_on_into_the_next(tmp_path: Path, by: str) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, RULE, hang=True) as here:
+            reader, writer = await asyncio.open_unix_connection(here.socket)
+            writer.write(here.filled(GET))
+            await here.service.arrived.wait()
+            if by == "shut":
+                await here.proxy.shut()
+                assert [(record.allowed, record.status) for record in here.proxy.records()] == [(True, None)]
+            here.proxy.admit({"Lockstep-Run": "r2"})
+            assert here.proxy.records() == ()
+            assert await reader.read() == b""
+            assert here.proxy.records() == ()
+            writer.close()
+
+    play(scene)
+
+
+def test_a_websocket_is_refused_in_words(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, RULE) as here:
+            answer = await here.talk(
+                "GET http://127.0.0.1:PORT/v1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            )
+            assert status(answer) == 403
+            assert b"WebSockets" in answer
+            assert here.service.seen == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize("method", ["connect", "Connect"])
+def test_connect_in_another_case_is_no_request_to_pass_on(tmp_path: Path, method: str) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, "127.0.0.1:PORT") as here:
+            answer = await here.talk(f"{method} http://127.0.0.1:PORT/ HTTP/1.1\r\nHost: evil.example:443\r\n\r\n")
+            assert status(answer) == 403
+            assert here.service.seen == []
+
+    play(scene)
+
+
+def test_a_proxy_behind_an_open_plain_host_gets_no_connect(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with world(tmp_path, "127.0.0.1:PORT") as here:
+            inner = "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n"
+            answer = await here.talk(f"CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: x\r\n\r\n{inner}")
+            assert status(answer) == 403
             assert here.service.seen == []
 
     play(scene)

@@ -183,7 +183,7 @@ def _known_keys(where: Where) -> list[str]:
         model = _inner_model(model.model_fields[part].annotation) if part in model.model_fields else None
         if model is None:
             return []
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

@@ -265,8 +265,13 @@ def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], c
 def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
     """How the tools of a source may run, with what the agent's policy makes of it."""
     settings: dict[str, Json] = source.model_dump(
-        mode="json", exclude_none=True, exclude={"python", "mcp", "include", "code", "lifetime", "untrusted"}
+        mode="json",
+        exclude_none=True,
+        exclude={"python", "mcp", "include", "code", "lifetime", "untrusted"},
+        by_alias=True,
     )
+    if not source.secrets:
+        del settings["secrets"]
     tier = spec.policy.tier(source)
     settings["isolation"] = tier.value
     if tier.value in spec.policy.degrade:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 from lockstep.agent.lock import Lock
-from lockstep.agent.spec import LimitsSection, ModelSection
+from lockstep.agent.spec import LimitsSection, ModelSection, SecretSection
 from lockstep.errors import LockError
 from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json
 
@@ -36,6 +36,7 @@ class LockedTool:
     fee_usd: Decimal
     source: str
     code: Mapping[str, Digest]
+    secrets: tuple[SecretSection, ...] = ()
 
     @property
     def input_schema(self) -> JsonObject:
@@ -129,4 +130,5 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         fee_usd=Decimal(value["fee_usd"]),
         source=value["source"],
         code=value["code"],
+        secrets=tuple(SecretSection(**secret) for secret in value.get("secrets", ())),
     )

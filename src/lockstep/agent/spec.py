@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
@@ -94,6 +96,40 @@ class LimitsSection(_Section):
     output_kb: Whole = Field(default=1024, ge=1, le=8192)
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", name):
+        raise ValueError(f"is {name!r}: it must be the name of a variable")
+    return name
+
+
+def _secret_source(text: str) -> str:
+    kind, _, what = text.partition(":")
+    if kind not in ("env", "file", "command") or not what.strip():
+        raise ValueError(f"is {text!r}: it must be env:NAME, file:PATH or command:PROGRAM ARGUMENT...")
+    if kind == "file" and not what.startswith(("/", "~/")):
+        raise ValueError(f"is {text!r}: the path must begin with / or ~/, so that it is the same wherever a run starts")
+    if kind == "env":
+        _variable(what)
+    if kind == "command":
+        try:
+            shlex.split(what)
+        except ValueError as error:
+            raise ValueError(f"is {text!r}, which cannot be split into words: {error}") from None
+    return text
+
+
+class SecretSection(_Section):
+    """A value that a tool may use and never sees. Where it comes from stands in the lock; the value nowhere."""
+
+    env: Annotated[str, AfterValidator(_variable)]
+    """The variable that holds a placeholder inside the sandbox."""
+    source: Annotated[str, AfterValidator(_secret_source)] = Field(alias="from")
+    host: str
+    """host:port; the only server that gets the value."""
+    header: str
+    """The only header it is sent in."""
+
+
 class ToolSource(_Section):
     """One `[[tools]]`: a Python module or an MCP server, and how its tools may run."""
 
@@ -113,6 +149,7 @@ class ToolSource(_Section):
     """How long a sandbox lives: one call, or for a server with state, one run."""
     egress: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
+    secrets: tuple[SecretSection, ...] = ()
     limits: LimitsSection = Field(default_factory=LimitsSection)
     timeout_s: Number = Field(default=30, gt=0, le=86400)
     fee_usd: Decimal = Field(default=Decimal(0), ge=0)

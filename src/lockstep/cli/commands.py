@@ -29,7 +29,7 @@ from lockstep.runtime.answers import cancel as cancel_run
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, waiting
 from lockstep.runtime.recording import recording_of
-from lockstep.values import RunId, new_token
+from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import Store
 
 
@@ -90,6 +90,7 @@ async def run(asked: RunRequest) -> int:
     async with wiring.opened_tools(where) as tools:
         prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
         agent = locked_agent(prepared.lock)
+        await wiring.require_secrets(agent)
         await wiring.require_tiers(tools, agent)
         out = console(stderr=asked.json)
         live = None if asked.json else Live(out)
@@ -262,6 +263,13 @@ async def doctor(store: Path | None, json: bool) -> int:
     return FINISHED if report.ready else BAD_INPUT
 
 
+async def setup(tier: str, store: Path | None) -> int:
+    from lockstep.cli.tier_setup import set_up
+
+    set_up(Tier(tier))
+    return await doctor(store, False)
+
+
 async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> int:
     where = existing(store)
     out = console(stderr=json)
@@ -274,6 +282,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
         agent = locked_agent(locked)
         live = None if json else Live(out)
         async with wiring.opened_tools(where) as tools, wiring.opened_model(agent, code) as model:
+            await wiring.require_secrets(agent)
             await wiring.require_tiers(tools, agent)
             wiring.require_address(run_id, started, agent, model)
             driver = wiring.open_driver(

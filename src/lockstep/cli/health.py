@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import sqlite3
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from lockstep import __version__, wiring
 from lockstep.errors import LockstepError
 from lockstep.sandbox.interpreter import interpreter
+from lockstep.values import Tier
 from lockstep.wiring import Store
 
 
@@ -44,12 +44,11 @@ async def examine(store: Store, scratch: Store) -> Report:
             Check(
                 name=f"tier {seen.tier.value} ({seen.backend})",
                 ok=seen.available,
-                needed=True,
+                needed=seen.tier is Tier.GVISOR,
                 found=details,
                 remedy=seen.remedy,
             )
         )
-    items += [_later("microvm", "firecracker"), _later("process", "bwrap")]
     return Report(items=(*items, *_providers()))
 
 
@@ -78,12 +77,6 @@ def _guest_python() -> Check:
     except LockstepError as error:
         return Check(name="python in sandboxes", ok=False, needed=True, found=error.message, remedy=error.remedy)
     return Check(name="python in sandboxes", ok=True, needed=True, found=argv[0])
-
-
-def _later(tier: str, command: str) -> Check:
-    path = shutil.which(command)
-    found = f"{command} is {'at ' + path if path else 'not installed'}; this version has no backend for it"
-    return Check(name=f"tier {tier}", ok=False, needed=False, found=found)
 
 
 def _providers() -> list[Check]:

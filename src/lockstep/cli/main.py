@@ -210,6 +210,16 @@ def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
     _finish(commands.doctor(store, json), json=json)
 
 
+@app.command()
+def setup(
+    tier: Annotated[Literal["gvisor", "process", "microvm"], typer.Argument(metavar="TIER")], store: StoreOption = None
+) -> None:
+    """Install or build what an isolation tier needs, then try it: gvisor, process or microvm."""
+    from lockstep.cli import commands
+
+    _finish(commands.setup(tier, store))
+
+
 def _finish(task: Coroutine[Any, Any, int], *, json: bool = False) -> None:
     """Await a command's body and leave with its exit code. With `json`, an error is the one object on stdout."""
     import asyncio

@@ -46,6 +46,16 @@ class EgressRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecretBinding:
+    """One secret: `env` holds a placeholder inside; the value goes only to `host`:`port`, only in `header`."""
+
+    env: str
+    host: str
+    port: int
+    header: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SandboxSpec:
     """Everything a sandbox is: what is mounted, what starts, what it may reach and use."""
 
@@ -54,6 +64,7 @@ class SandboxSpec:
     """Read-only: path inside -> directory or file of the host."""
     env: Mapping[str, str] = field(default_factory=dict)
     egress: tuple[EgressRule, ...] = ()
+    secrets: tuple[SecretBinding, ...] = ()
     limits: Limits = field(default_factory=Limits)
     single_use: bool = True
     """False where one sandbox serves several calls, one after another; each call has the limits anew."""
@@ -72,6 +83,8 @@ class EgressRecord:
     bytes_out: int
     bytes_in: int
     duration_ms: float
+    flag: str = ""
+    """What somebody should look into: "secret_misplaced" when a placeholder was where it does not belong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +117,18 @@ class ProcessEnded(Exception):
 class Process(Protocol):
     """A running sandboxed process. Wall-clock and output limits are the backend's to enforce."""
 
-    def admit(self, permit: Permit, call_digest: Digest, identity: Mapping[str, str]) -> None:
+    def admit(
+        self,
+        permit: Permit,
+        call_digest: Digest,
+        identity: Mapping[str, str],
+        secret_values: Mapping[str, str] | None = None,
+    ) -> None:
         """Redeem the permit: from now on this is the sandbox of that call.
 
         Opens egress, whose every request carries `identity` as headers (`Lockstep-Run: ...`) that the sandbox cannot
-        set, and starts the call's wall clock, output budget and measurements.
+        set, and starts the call's wall clock, output budget and measurements. `secret_values` has the value of every
+        secret of the spec, by variable: for the egress proxy, never for the sandbox.
 
         Raises:
             PermitError: nothing was opened.

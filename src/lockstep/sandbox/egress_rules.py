@@ -146,8 +146,9 @@ def fits(rule: EgressRule, method: str, target: Target) -> bool:
 
 
 def tunnels(rule: EgressRule, host: str, port: int) -> bool:
-    """Whether the rule permits a CONNECT, which hides method and path: only where neither is limited."""
-    return (rule.host, rule.port) == (host, port) and not rule.methods and rule.path_prefix == "/"
+    """Whether the rule permits a tunnel that hides method and path: of https, and only where neither is limited."""
+    place = (rule.scheme, rule.host, rule.port)
+    return place == ("https", host, port) and not rule.methods and rule.path_prefix == "/"
 
 
 def refusal(what: str, rules: Sequence[EgressRule]) -> str:
@@ -187,6 +188,14 @@ def address_is_open(rule_host: str, address: str) -> bool:
         if rule_host == LOCALHOST:
             return found.is_loopback
         return all(_is_public(one) for one in (found, *_embedded(found)))
+
+
+def is_private(host: str) -> bool:
+    """Whether this names, literally, this machine or an address that is not public."""
+    try:
+        return not _is_public(ipaddress.ip_address(host))
+    except ValueError:
+        return host == LOCALHOST
 
 
 def _is_public(address: Address) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Protocol
 
 import h11
 
@@ -20,6 +21,7 @@ _HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"),
     *(b"trailer", b"transfer-encoding", b"upgrade", b"expect"),
 }
+_HEAD_END = b"\r\n\r\n"
 _OWN_PREFIX = b"lockstep-"
 _LONE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _ONCE = (b"host", b"content-length", b"transfer-encoding")
@@ -36,12 +38,32 @@ class Refused(Exception):
         self.sentence = sentence
 
 
+class Source(Protocol):
+    """What can be read from: a stream reader, or TLS over one."""
+
+    async def read(self, limit_bytes: int, /) -> bytes: ...
+
+
+class Sink(Protocol):
+    """What can be written to: a stream writer, or TLS over one."""
+
+    def write(self, data: bytes, /) -> None: ...
+    async def drain(self) -> None: ...
+    def can_write_eof(self) -> bool: ...
+    def write_eof(self) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def transport(self) -> asyncio.WriteTransport: ...
+
+
 class Caller:
     """The sandbox's side of one connection: one request in, one reply out."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: Source, writer: Sink) -> None:
         self.reader = reader
         self.writer = writer
+        self.rest = b""
+        """What came behind the head and has not been used."""
         self._http = h11.Connection(our_role=h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         self.replying = False
         """Whether a status line has been written, so that no other can be."""
@@ -53,14 +75,7 @@ class Caller:
             Refused: they are too long, malformed, or could be framed in two ways.
             EOFError: the caller went away without asking anything.
         """
-        try:
-            raw = await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError:
-            raise Refused(431, f"The request head is longer than {HEAD_BYTES} bytes.") from None
-        except asyncio.IncompleteReadError as error:
-            if not error.partial.strip():
-                raise EOFError from None
-            raise Refused(400, "The request ended in the middle of its head.") from None
+        raw = await self._raw_head()
         _refuse_ambiguous_framing(raw)
         self._http.receive_data(raw)
         event = self._next()
@@ -79,11 +94,18 @@ class Caller:
                 await self._write(h11.InformationalResponse(status_code=100, headers=[]))
             event = self._next()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self.reader.read(CHUNK_BYTES))
+                self._http.receive_data(self.rest or await self.reader.read(CHUNK_BYTES))
+                self.rest = b""
             elif isinstance(event, h11.Data):
                 yield bytes(event.data)
             else:
                 return
+
+    async def connected(self) -> None:
+        """Answer a CONNECT: from here on the connection is a tunnel."""
+        self.replying = True
+        self.writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await self.writer.drain()
 
     async def reply(self, status: int, headers: Headers) -> None:
         self.replying = True
@@ -115,6 +137,21 @@ class Caller:
                 while await self.reader.read(CHUNK_BYTES):
                     pass
         self.writer.close()
+
+    async def _raw_head(self) -> bytes:
+        raw = bytearray()
+        while _HEAD_END not in raw and len(raw) <= HEAD_BYTES:
+            piece = await self.reader.read(CHUNK_BYTES)
+            if not piece and not raw.strip():
+                raise EOFError
+            if not piece:
+                raise Refused(400, "The request ended in the middle of its head.")
+            raw += piece
+        head, end, rest = raw.partition(_HEAD_END)
+        if not end or len(head) > HEAD_BYTES:
+            raise Refused(431, f"The request head is longer than {HEAD_BYTES} bytes.")
+        self.rest = bytes(rest)
+        return bytes(head + end)
 
     def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
@@ -181,16 +218,16 @@ class Server:
             await self._writer.drain()
 
 
-def outgoing(request: h11.Request, authority: str, identity: Mapping[str, str]) -> Headers:
+def outgoing(given: Headers, authority: str, identity: Mapping[str, str]) -> Headers:
     """The headers the server sees: the caller's without what is ours to say, then ours."""
     own = {_folded(name.encode()) for name in identity} | {b"host"}
     headers: Headers = [(b"host", authority.encode())]
     headers += [
         (name, value)
-        for name, value in _end_to_end(request.headers)
+        for name, value in _end_to_end(given)
         if _folded(name) not in own and not _folded(name).startswith(_OWN_PREFIX)
     ]
-    if any(name == b"transfer-encoding" for name, _ in request.headers):
+    if any(name == b"transfer-encoding" for name, _ in given):
         headers.append((b"transfer-encoding", b"chunked"))
     headers += [(name.encode(), value.encode()) for name, value in identity.items()]
     return [*headers, (b"connection", b"close")]

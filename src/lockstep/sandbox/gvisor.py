@@ -9,21 +9,23 @@ import asyncio
 import contextlib
 import functools
 import signal
+import time
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.canary import passes
 from lockstep.sandbox.contract import Findings, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
-from lockstep.sandbox.gvisor_process import GVisorProcess, spawn
-from lockstep.sandbox.leftovers import Ledger, Remains, is_gone, kill_processes, remove_files
+from lockstep.sandbox.egress_ca import EgressCA
+from lockstep.sandbox.egress_inside import furnished
+from lockstep.sandbox.gvisor_process import spawn
+from lockstep.sandbox.leftovers import Ledger, Remains, unwritable
+from lockstep.sandbox.process import SandboxProcess
 from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
 from lockstep.sandbox.uncancelled import to_the_end
 from lockstep.values import Tier
 
 _DELETE_S = 10.0
-_REMOVAL_ATTEMPTS = 40
-_REMOVAL_PAUSE_S = 0.025
 _REMEDY = "Run `lockstep doctor` to see what this machine can do."
 
 
@@ -34,6 +36,7 @@ class GVisor:
         self._named = runsc
         self._ledger = Ledger(state_dir)
         self._proven = ProvenWay(state_dir / "gvisor.json")
+        self._authority = EgressCA(state_dir / "egress-ca")
         self._way: Runsc | None = None
         self._findings: Findings | None = None
         self._canary_lock = asyncio.Lock()
@@ -49,7 +52,10 @@ class GVisor:
             return self._findings
 
     async def available(self) -> Findings:
-        way = self._way or self._proven.load(locate(self._named))
+        way = self._way
+        if way is None:
+            with contextlib.suppress(SandboxUnavailable):  # the canary says it better
+                way = self._proven.load(locate(self._named))
         if way is None or self._findings is not None:
             return await self.canary()
         seen = (("runsc", f"{way.path}, {way.version}"), (way.name, "proven before"))
@@ -70,30 +76,30 @@ class GVisor:
             ConfigError: the mounts of the spec are refused.
             SandboxUnavailable: it did not start; nothing of it is left.
         """
-        remains = self._create()
-        proxy = EgressProxy(spec.egress) if spec.egress else None
-        process: GVisorProcess | None = None
+        began = time.monotonic()
+        spec, proxy = await furnished(spec, self._authority)
+        remains = self._ledger.create()
+        process: SandboxProcess | None = None
         try:
             if proxy is not None:
                 await proxy.listen(remains.egress_socket)
-            process = await spawn(way, spec, remains, proxy, functools.partial(self._destroy, way, remains))
-            await process.started()
+            socket = remains.egress_socket if proxy else None
+            body = await spawn(way, spec, remains, socket, functools.partial(self._destroy, way, remains))
+            process = SandboxProcess(body, spec, proxy, began)
+            await body.started(process.framed)
         except BaseException as error:
             await to_the_end(asyncio.create_task(self._give_up(way, remains, process, proxy)))
             if isinstance(error, OSError):
-                raise _unwritable(error) from error
+                raise unwritable(error) from error
             raise
+        process.started()
         return process
 
     async def sweep(self) -> int:
-        orphans = list(self._ledger.orphans())
-        for remains in orphans:
-            await self._hunt(remains)
-            await self._remove(remains)
-        return len(orphans)
+        return await self._ledger.sweep()
 
     async def _give_up(
-        self, way: Runsc, remains: Remains, process: GVisorProcess | None, proxy: EgressProxy | None
+        self, way: Runsc, remains: Remains, process: SandboxProcess | None, proxy: EgressProxy | None
     ) -> None:
         if process is not None:
             await process.close()
@@ -105,32 +111,10 @@ class GVisor:
     async def _destroy(self, way: Runsc, remains: Remains, clean: bool) -> None:
         try:
             if not clean:
-                await self._hunt(remains)
+                await self._ledger.hunt(remains)
                 await _delete(way, remains)
         finally:
-            await self._remove(remains)
-
-    def _create(self) -> Remains:
-        try:
-            return self._ledger.create()
-        except OSError as error:
-            raise _unwritable(error) from error
-
-    async def _hunt(self, remains: Remains) -> None:
-        """Kill every process of this sandbox and wait until none is seen any more."""
-        for _ in range(_REMOVAL_ATTEMPTS):
-            if not kill_processes(remains):
-                return
-            await asyncio.sleep(_REMOVAL_PAUSE_S)
-
-    async def _remove(self, remains: Remains) -> None:
-        """Remove files and control group; what resists stays recorded for the next sweep."""
-        for _ in range(_REMOVAL_ATTEMPTS):
-            remove_files(remains)
-            if is_gone(remains):
-                self._ledger.forget(remains)
-                return
-            await asyncio.sleep(_REMOVAL_PAUSE_S)  # a control group stays busy until its last process is reaped
+            await self._ledger.remove(remains)
 
     async def _choose(self) -> Runsc:
         if self._way is None:
@@ -172,11 +156,6 @@ class GVisor:
 
     def _result(self, details: tuple[tuple[str, str], ...], remedy: str, *, available: bool) -> Findings:
         return Findings(tier=self.tier, backend="gvisor", available=available, details=details, remedy=remedy)
-
-
-def _unwritable(error: OSError) -> SandboxUnavailable:
-    message = f"The files of a sandbox cannot be written: {error.strerror or error} ({error.filename})."
-    return SandboxUnavailable(message, remedy="Free some space, or name a writable directory in TMPDIR.")
 
 
 async def _delete(way: Runsc, remains: Remains) -> None:

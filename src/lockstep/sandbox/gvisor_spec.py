@@ -27,7 +27,7 @@ _RESERVED = (*SYSTEM, "/bin", "/lib", "/lib64", "/dev", "/etc", "/proc", "/run",
 _READ_ONLY = ["rbind", "ro", "nosuid", "nodev"]
 _CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 _BACKSTOP_PIDS = 512  # an idle sandbox uses about 43 host threads; hitting this crashes the sentry
-_ETC = {
+ETC = {
     "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/work:/usr/sbin/nologin\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n",
@@ -76,7 +76,7 @@ def write_bundle(
         (root / directory).mkdir(parents=True)
     for directory in ("bin", "lib", "lib64"):
         (root / directory).symlink_to(f"usr/{directory}")
-    for name, text in _ETC.items():
+    for name, text in ETC.items():
         (root / "etc" / name).write_text(text)
     for path in SYSTEM:
         (root / path[1:]).mkdir()
@@ -119,7 +119,7 @@ def oci_config(
             "env": [f"{name}={value}" for name, value in environment(spec).items()],
             "capabilities": {name: [] for name in _CAPABILITY_SETS},
             "noNewPrivileges": True,
-            "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in _rlimits(spec.limits)],
+            "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in rlimits(spec.limits)],
         },
         "mounts": [*binds, *_scratch(spec.limits)],
         "linux": linux,
@@ -127,11 +127,12 @@ def oci_config(
 
 
 def environment(spec: SandboxSpec) -> dict[str, str]:
-    """What the process inside sees as its environment."""
+    """All that the process inside finds in its environment."""
     return {"HOME": "/work", **spec.env, **(_EGRESS_ENV if spec.egress else {})}
 
 
-def _rlimits(limits: Limits) -> Iterator[tuple[str, int]]:
+def rlimits(limits: Limits) -> Iterator[tuple[str, int]]:
+    """Name and value of each resource limit of the process inside."""
     yield "RLIMIT_AS", limits.memory_bytes
     yield "RLIMIT_CPU", max(1, math.ceil(limits.cpu_s))
     yield "RLIMIT_NPROC", limits.processes

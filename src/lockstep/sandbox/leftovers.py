@@ -5,6 +5,7 @@ One record per sandbox below the state directory names its temporary directory, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,10 +17,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lockstep.errors import SandboxUnavailable
 from lockstep.values import new_token
 
 _SOCKET_PATH_LIMIT = 108  # sun_path; runsc adds its own names below our directory
 _LONGEST_NAME = 40
+_ATTEMPTS = 40
+_PAUSE_S = 0.025
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -64,8 +68,38 @@ class Ledger:
         """Record a new sandbox, then make its directories.
 
         Raises:
-            OSError: one of both cannot be written; neither is left.
+            SandboxUnavailable: one of both cannot be written; neither is left.
         """
+        try:
+            return self._create()
+        except OSError as error:
+            raise unwritable(error) from error
+
+    async def hunt(self, remains: Remains) -> None:
+        """Kill every process of this sandbox and wait until none is seen any more."""
+        for _ in range(_ATTEMPTS):
+            if not kill_processes(remains):
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+    async def remove(self, remains: Remains) -> None:
+        """Remove files and control group; what resists stays recorded for the next sweep."""
+        for _ in range(_ATTEMPTS):
+            remove_files(remains)
+            if is_gone(remains):
+                self.forget(remains)
+                return
+            await asyncio.sleep(_PAUSE_S)  # a control group stays busy until its last process is reaped
+
+    async def sweep(self) -> int:
+        """Destroy what belongs to no living process; returns how many."""
+        orphans = list(self.orphans())
+        for remains in orphans:
+            await self.hunt(remains)
+            await self.remove(remains)
+        return len(orphans)
+
+    def _create(self) -> Remains:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         token = new_token("s")
         remains = Remains(
@@ -103,6 +137,12 @@ class Ledger:
                 continue
             if _started(remains.owner_pid) != remains.owner_started:
                 yield remains
+
+
+def unwritable(error: OSError) -> SandboxUnavailable:
+    """The error for files of a sandbox that cannot be written."""
+    message = f"The files of a sandbox cannot be written: {error.strerror or error} ({error.filename})."
+    return SandboxUnavailable(message, remedy="Free some space, or name a writable directory in TMPDIR.")
 
 
 def kill_processes(remains: Remains) -> int:

@@ -7,13 +7,13 @@ Everything read here is attacker-controlled. What breaks the wire's rules ends t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lockstep.sandbox.guest import wire
+from lockstep.sandbox.link_channels import Connection, Inlet, Outlet
 from lockstep.sandbox.monitor import Stream
 from lockstep.values import JsonObject
 
@@ -30,93 +30,6 @@ class LinkError(Exception):
     """The agent did not do what it was asked, or cannot be asked any more."""
 
 
-class Inlet(asyncio.StreamReader):
-    """One of the tool's output pipes. Reading it returns credit to the guest."""
-
-    def __init__(self, grant: Callable[[int], None]) -> None:
-        super().__init__()
-        self.credit = wire.Credit()
-        self.ended = False
-        self._grant = grant
-        self._preface_bytes = 0
-
-    def begin_with(self, data: bytes) -> None:
-        """What is read before anything of the guest."""
-        self._preface_bytes = len(data)
-        self.feed_data(data)
-
-    def end(self) -> None:
-        self.ended = True
-        self.feed_eof()
-
-    @property
-    def spoken(self) -> int:
-        """How many bytes of the guest nobody has read yet."""
-        return wire.WINDOW - self.credit.left
-
-    async def read_now(self) -> bytes:
-        """What has come and was not read yet; does not wait."""
-        return await self.read(self.spoken) if self.spoken else b""
-
-    async def read(self, n: int = -1) -> bytes:
-        data = await super().read(n)
-        ours = min(len(data), self._preface_bytes)
-        self._preface_bytes -= ours
-        if (theirs := len(data) - ours) and not self.ended:
-            self.credit.left += theirs
-            self._grant(theirs)
-        return data
-
-
-class Outlet:
-    """The tool's standard input, as `FramedChild` uses a pipe."""
-
-    def __init__(self, send: Callable[[int, bytes], None]) -> None:
-        self.credit = wire.Credit()
-        self._send = send
-        self._pending = bytearray()
-        self._ending = False
-        self._broken = False
-        self._moved = asyncio.Event()
-
-    def write(self, data: bytes) -> None:
-        if not self._broken:
-            self._pending += data
-            self.pump()
-
-    async def drain(self) -> None:
-        """Wait until all that was written is on its way.
-
-        Raises:
-            BrokenPipeError: it never will be.
-        """
-        while self._pending and not self._broken:
-            self._moved.clear()
-            await self._moved.wait()
-        if self._broken:
-            raise BrokenPipeError
-
-    def close(self) -> None:
-        self._ending = True
-        self.pump()
-
-    def pump(self) -> None:
-        """Send what the credit allows."""
-        while self._pending and self.credit.left and not self._broken:
-            piece = bytes(self._pending[: min(wire.CHUNK, self.credit.left)])
-            del self._pending[: len(piece)]
-            self.credit.take(len(piece))
-            self._send(wire.DATA, piece)
-        if self._ending and not self._pending and not self._broken:
-            self._send(wire.END, b"")
-            self._broken = True
-        self._moved.set()
-
-    def break_off(self) -> None:
-        self._broken = True
-        self._moved.set()
-
-
 class Link:
     """One attached agent. `egress` is the unix socket that the guest's connections lead to, if anywhere."""
 
@@ -127,7 +40,7 @@ class Link:
         self._answer: asyncio.Future[wire.Message] | None = None
         self._asked = ""
         self._asking = asyncio.Lock()
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         self._last_connection = wire.FIRST_CONNECTION - 1
         self._controls = self._strays = 0
         self._pump: asyncio.Task[None] | None = None
@@ -140,7 +53,7 @@ class Link:
         self.code: int | None = None
         """The tool's exit code; None while it runs, and when nobody knows."""
         self.out_of_memory = False
-        self.stdin = Outlet(lambda kind, data: self._send(kind, wire.STDIN, data))
+        self.stdin = Outlet(lambda kind, data: self.send(kind, wire.STDIN, data))
         self.stdout = Inlet(lambda size: self._credit(wire.STDOUT, size))
         self.stderr = Inlet(lambda size: self._credit(wire.STDERR, size))
 
@@ -286,9 +199,9 @@ class Link:
             raise wire.WireError(f"channel {channel} opened twice")
         self._last_connection = channel
         if self._egress is None or len(self._connections) >= CONNECTIONS:
-            self._send(wire.RESET, channel)
+            self.send(wire.RESET, channel)
             return
-        self._connections[channel] = _Connection(self, channel, self._egress)
+        self._connections[channel] = Connection(self.send, self._forget, channel, self._egress)
 
     def _count_stray(self) -> None:
         self._strays += 1
@@ -297,84 +210,13 @@ class Link:
 
     # Sending
 
-    def _send(self, kind: int, channel: int, payload: bytes = b"") -> None:
+    def send(self, kind: int, channel: int, payload: bytes = b"") -> None:
+        """Send one frame; what is sent is bounded by the credit of its channel."""
         if not self._writer.is_closing():
             self._writer.write(wire.encode(kind, channel, payload))
 
     def _credit(self, channel: int, size: int) -> None:
-        self._send(wire.CREDIT, channel, size.to_bytes(4, "big"))
+        self.send(wire.CREDIT, channel, size.to_bytes(4, "big"))
 
-    def forget(self, channel: int) -> None:
+    def _forget(self, channel: int) -> None:
         self._connections.pop(channel, None)
-
-
-class _Connection:
-    """One connection of the guest, carried to the egress socket and back."""
-
-    def __init__(self, link: Link, channel: int, path: Path) -> None:
-        self._link = link
-        self._channel = channel
-        self._path = path
-        self._incoming = wire.Credit()
-        self._outgoing = wire.Credit()
-        self._granted = asyncio.Event()
-        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._ended_by_guest = False
-        self._task = asyncio.create_task(self._run())
-
-    def receive(self, kind: int, payload: bytes) -> None:
-        if kind == wire.DATA:
-            if self._ended_by_guest:
-                raise wire.WireError("bytes after the end")
-            self._incoming.take(len(payload))
-            self._pieces.put_nowait(payload)
-        elif kind == wire.END:
-            self._ended_by_guest = True
-            self._pieces.put_nowait(None)
-        elif kind == wire.CREDIT:
-            self._outgoing.grant(payload)
-            self._granted.set()
-        else:
-            self._task.cancel()
-
-    def abort(self) -> None:
-        self._task.cancel()
-
-    async def ended(self) -> None:
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        try:
-            reader, writer = await asyncio.open_unix_connection(self._path)
-            try:
-                await asyncio.gather(self._to_proxy(writer), self._to_guest(reader))
-            finally:
-                writer.transport.abort()
-        except OSError:
-            self._link._send(wire.RESET, self._channel)
-        except asyncio.CancelledError:
-            self._link._send(wire.RESET, self._channel)
-            raise
-        finally:
-            self._link.forget(self._channel)
-
-    async def _to_proxy(self, writer: asyncio.StreamWriter) -> None:
-        while (piece := await self._pieces.get()) is not None:
-            writer.write(piece)
-            await writer.drain()
-            self._incoming.left += len(piece)
-            self._link._credit(self._channel, len(piece))
-        with contextlib.suppress(OSError):
-            writer.write_eof()
-
-    async def _to_guest(self, reader: asyncio.StreamReader) -> None:
-        while True:
-            while not self._outgoing.left:
-                self._granted.clear()
-                await self._granted.wait()
-            data = await reader.read(min(wire.CHUNK, self._outgoing.left))
-            if not data:
-                self._link._send(wire.END, self._channel)
-                return
-            self._outgoing.take(len(data))
-            self._link._send(wire.DATA, self._channel, data)

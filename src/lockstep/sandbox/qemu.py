@@ -33,9 +33,11 @@ _NOBODY = 65534
 _GREETING_S = 20.0
 _END_S = 5.0
 _LOG_TAIL = 400
+_STATE_BYTES = 64 * 2**20
 _FILE_BYTES = 256 * 2**20
 _FILTER = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 _IGNORE_SHARED = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
 
 
@@ -123,36 +125,36 @@ class Qemu:
         await vm.qmp.do("stop")
         await vm.qmp.do("migrate-set-capabilities", capabilities=_IGNORE_SHARED)
         try:
-            with (into / "state").open("xb") as state:
-                await vm.qmp.give("state", state.fileno())
-                await vm.qmp.do("migrate", uri="fd:state")
-                await vm.qmp.migrated()
-            await vm.end()
+            (into / "state").write_bytes(await _state_of(vm, vm.qmp))
             memory_image.seal(vm.memory)
-            memory_image.save(vm.memory, into / "memory")
+            await asyncio.to_thread(memory_image.save, vm.memory, into / "memory")
         except OSError as error:
             raise SandboxUnavailable(f"A snapshot cannot be kept: {error}.") from error
         self._kept.put(into / "memory", vm.memory)
         vm.memory = -1
 
     async def clone(self, machine: Machine, snapshot: Path, directory: Path, *, fork: bool = False) -> QemuVm:
-        with contextlib.ExitStack() as stack:
-            state = _opened(stack, snapshot / "state")
-            memory = _taking(self._kept.get, snapshot / "memory")
-            if fork:
-                memory = _taking(memory_image.copy, memory)
-            vm = await self._spawn(
-                machine, directory, memory, ["-incoming", "defer"], [state], shared=fork, keep=not fork
-            )
-            assert vm.qmp is not None
-            try:
-                await vm.qmp.do("migrate-set-capabilities", capabilities=_IGNORE_SHARED)
-                await vm.qmp.do("migrate-incoming", uri=f"fd:{state}")
-                await vm.qmp.migrated()
-                await vm.qmp.do("cont")
-            except BaseException:
-                await asyncio.shield(vm.close())
-                raise
+        memory = _taking(self._kept.get, snapshot / "memory")
+        if fork:
+            memory = _taking(memory_image.copy, memory)
+        state = _taking(lambda path: path.read_bytes(), snapshot / "state")
+        reading_end, writing_end = os.pipe()
+        writing = asyncio.create_task(asyncio.to_thread(_write_all, writing_end, state))
+        try:
+            start, passed = ["-incoming", "defer"], [reading_end]
+            vm = await self._spawn(machine, directory, memory, start, passed, shared=fork, keep=not fork)
+        finally:
+            os.close(reading_end)  # QEMU has its own, whose end is the end of writing
+        assert vm.qmp is not None
+        try:
+            await vm.qmp.do("migrate-set-capabilities", capabilities=_IGNORE_SHARED)
+            await vm.qmp.do("migrate-incoming", uri=f"fd:{reading_end}")
+            await vm.qmp.migrated()
+            await writing
+            await vm.qmp.do("cont")
+        except BaseException:
+            await asyncio.shield(vm.close())
+            raise
         return vm
 
     async def _spawn(
@@ -169,6 +171,9 @@ class Qemu:
         """Start QEMU and its control connection; `memory` is the machine's to close unless `keep`."""
         log = directory / "qemu.log"
         with contextlib.ExitStack() as stack:
+            if not keep:
+                unless_started = stack.enter_context(contextlib.ExitStack())
+                unless_started.callback(os.close, memory)
             drives = [_opened(stack, path) for path in machine.drives]
             link, its_link = socket.socketpair()
             control, its_control = socket.socketpair()
@@ -182,7 +187,9 @@ class Qemu:
             ]
             passed = [memory, its_link.fileno(), its_control.fileno(), *drives, *descriptors]
             vm = QemuVm(await self._execute(command, passed, log), link, log)
-        vm.memory = -1 if keep else memory
+            if not keep:
+                unless_started.pop_all()
+                vm.memory = memory
         try:
             vm.qmp = await Qmp.over(control)
             await vm.qmp.greet(_GREETING_S)
@@ -237,6 +244,36 @@ class Qemu:
         ]
 
 
+async def _state_of(vm: QemuVm, qmp: Qmp) -> bytes:
+    """The state of its devices, after which the machine is ended."""
+    reading_end, writing_end = os.pipe()
+    reading = asyncio.create_task(asyncio.to_thread(_read_all, reading_end))
+    try:
+        try:
+            await qmp.give("state", writing_end)
+        finally:
+            os.close(writing_end)
+        await qmp.do("migrate", uri="fd:state")
+        await qmp.migrated()
+    finally:
+        await vm.end()  # and with it, reading
+    return await reading
+
+
+def _read_all(descriptor: int) -> bytes:
+    """Runs in a thread, and closes the descriptor."""
+    with open(descriptor, "rb") as file:
+        return file.read(_STATE_BYTES)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Runs in a thread, because a pipe holds less than a state may have; closes the descriptor."""
+    with contextlib.suppress(BrokenPipeError), open(descriptor, "wb", buffering=0) as file:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) or 0 :]
+
+
 async def installed(named: str | None = None) -> tuple[str, str]:
     """The path and version of QEMU: the argument, then LOCKSTEP_QEMU, then PATH.
 
@@ -285,11 +322,11 @@ def _tuning(*, kvm: bool) -> str:
     return "mitigations=off"
 
 
-def _taking(take: Callable[[_T], int], of: _T) -> int:
+def _taking(take: Callable[[_T], _R], of: _T) -> _R:
     try:
         return take(of)
     except OSError as error:
-        raise SandboxUnavailable(f"There is no memory for a machine: {error}.") from error
+        raise SandboxUnavailable(f"What a machine starts from cannot be had: {error}.") from error
 
 
 def _opened(stack: contextlib.ExitStack, path: Path) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 _BLOCK = 512  # bytes per block in struct stat
@@ -85,15 +86,36 @@ class Sentry:
     def _measured_cpu_s(self) -> float:
         if self._cgroup is not None:
             return cgroup_cpu_s(self._cgroup)
-        total, todo = 0, [self._pid]
-        while todo:
-            pid = todo.pop()
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += sum(int(ticks) for ticks in fields[11:15])
-                for thread in Path(f"/proc/{pid}/task").iterdir():
-                    todo += [int(child) for child in (thread / "children").read_text().split()]
-        return total / _TICKS
+        return tree_cpu_s(self._pid or 0)
+
+
+def tree_cpu_s(pid: int) -> float:
+    """CPU seconds of a process and all below it, with those of its children that were reaped."""
+    total = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(ticks) for ticks in fields[11:15])
+    return total / _TICKS
+
+
+def tree_memory_bytes(pid: int) -> int:
+    """Bytes of their own that a process and all below it hold in memory."""
+    total = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            total += _anonymous(each)
+    return total
+
+
+def _tree(pid: int) -> Iterator[int]:
+    todo = [pid]
+    while todo:
+        pid = todo.pop()
+        yield pid
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                todo += [int(child) for child in (thread / "children").read_text().split()]
 
 
 def cgroup_cpu_s(name: str) -> float:

@@ -72,6 +72,7 @@ class Recipe(Generic[T]):
                 "mounts": {target: str(source) for target, source in spec.mounts.items()},
                 "env": dict(spec.env),
                 "egress": [repr(rule) for rule in rules],
+                "secrets": [repr(secret) for secret in spec.secrets],
                 "limits": repr(limits),
                 "single_use": spec.single_use,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.journal import events as ev
@@ -166,12 +166,17 @@ class _Builder:
             kind="sandbox", name=f"start {event.tier}", start_ms=ran - event.start_ms, duration_ms=event.start_ms
         )
         run = Node(kind="tool", name="run", start_ms=ran, duration_ms=event.run_ms, outcome=event.outcome)
-        run.notes += [f"{r['method']} {r['url']} -> {r['status'] if r['allowed'] else 'refused'}" for r in event.egress]
+        run.notes += [_request(record) for record in event.egress]
         if event.cpu_s is not None:
             run.notes.append(f"{event.cpu_s:.2f} s CPU")
         call.children += [start, run]
         self._ran.append((ran, at))
         self._busy.append((ran - event.start_ms - event.queue_ms, at))
+
+
+def _request(record: Mapping[str, str | int | float | bool | None]) -> str:
+    flag = f" ({record['flag']})" if record.get("flag") else ""
+    return f"{record['method']} {record['url']} -> {record['status'] if record['allowed'] else 'refused'}{flag}"
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

@@ -55,6 +55,11 @@ def command(
     return (*interpreter, "-X", "utf8", "-c", _BOOTSTRAP, module_file, *chosen)
 
 
+def draws_anew(argv: Sequence[str]) -> bool:
+    """Whether this starts our runner, which renews its randomness at every call: copies of it may each serve one."""
+    return _BOOTSTRAP in argv
+
+
 def materialize(directory: Path) -> Path:
     """A directory below `directory` to mount read-only at `/lockstep`, holding exactly the guest files.
 

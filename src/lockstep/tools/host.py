@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +20,17 @@ from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError, LockstepError, SandboxBusy, SandboxUnavailable, StoreError
 from lockstep.gate.permit import Permit
 from lockstep.sandbox.contract import Backend, Findings, Limits, SandboxSpec
+from lockstep.sandbox.egress_forward import KEY_HEADER
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, Recipe
 from lockstep.tools.client import McpClient
 from lockstep.tools.code import CodeStore
 from lockstep.tools.conversation import NotServing, Ready, converse, greet
+from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import Guest
 from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, RunId
 
@@ -56,10 +60,11 @@ class SandboxedTools:
     async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
         tier, degraded = call.tool.tier, ""
         try:
+            values = await secret_values(call.tool.secrets, os.environ)
             choice = await self.choose(call.tool)
             tier, degraded = choice.backend.tier, choice.degraded
             async with self._lease(call, self._recipe(call.tool, choice.backend)) as lease:
-                lease.process.admit(permit, call.digest, _identity(call))
+                lease.process.admit(permit, call.digest, _identity(call), values)
                 outcome = await converse(lease.ready, call, lease.process)
                 lease.spoiled = outcome.kind in _SPOILS
             return _with_use(outcome, choice, lease)
@@ -136,6 +141,7 @@ class SandboxedTools:
             mounts={**mounts, TOOL_MOUNT: self._code.get(tool.code), LOCKSTEP_MOUNT: self._guest.directory},
             env={**tool.env, "LOCKSTEP_OUTPUT_BYTES": str(limits.output_bytes)},
             egress=tuple(parse_rule(rule) for rule in tool.egress),
+            secrets=tuple(binding(secret) for secret in tool.secrets),
             limits=limits,
             single_use=not tool.run_lifetime,
         )
@@ -161,7 +167,7 @@ def _identity(call: PermittedCall) -> dict[str, str]:
         "Lockstep-Call": f"{call.run}/{call.id}",
     }
     if call.tool.effect is Effect.KEYED:
-        identity["Idempotency-Key"] = call.key
+        identity[KEY_HEADER] = call.key
     return {name: _header(value) for name, value in identity.items()}
 
 

@@ -189,6 +189,7 @@ def _handle(method: Any, params: Any, toolbox: Toolbox) -> dict[str, Any]:
     elif method == "tools/list":
         result = {"tools": toolbox.definitions(), **(_uncached() if modern else {})}
     elif method == "tools/call":
+        _draw_anew()
         arguments = params.get("arguments")
         result = toolbox.call(params.get("name"), {} if arguments is None else arguments)
     else:
@@ -196,6 +197,18 @@ def _handle(method: Any, params: Any, toolbox: Toolbox) -> dict[str, Any]:
     if modern:
         result = {"resultType": "complete", **result, "_meta": {**result.get("_meta", {}), _SERVER_META: _identity()}}
     return result
+
+
+def _draw_anew() -> None:
+    """Give what draws random numbers a state of its own: this process may be one of many copies of a machine.
+
+    The kernel's generator, and so `secrets` and `uuid4`, is renewed by whoever made the copy. A generator that a tool
+    made itself while it was imported is its own business.
+    """
+    if (random := sys.modules.get("random")) is not None:
+        random.seed()
+    if (ssl := sys.modules.get("_ssl")) is not None:
+        ssl.RAND_add(os.urandom(32), 32.0)
 
 
 def _is_modern(params: dict[str, Any]) -> bool:

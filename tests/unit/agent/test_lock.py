@@ -78,6 +78,9 @@ def test_digests_are_over_canonical_json_and_bytes(clerk: Clerk) -> None:
     assert lock.digest == digest_json({"agent": "clerk", "dimensions": dimensions, "lockstep": 1})
 
 
+SECRET = 'secrets = [{ env = "KEY", from = "env:KEY", host = "127.0.0.1:9", header = "Authorization" }]'
+
+
 def in_toml(old: str, new: str) -> Callable[[Clerk], None]:
     return lambda clerk: clerk.change("agent.toml", old, new)
 
@@ -98,6 +101,7 @@ CHANGES: dict[str, tuple[Callable[[Clerk], None], str]] = {
     "what makes two calls the same": (in_toml('["to"]', '["to", "cents"]'), "tools: tool pay"),
     "the isolation": (in_toml("timeout_s = 20", 'timeout_s = 20\nisolation = "microvm"'), "tools: tool pay"),
     "egress": (in_toml("POST /pay", "POST /"), "tools: tool pay"),
+    "a secret": (in_toml("timeout_s = 20", f"timeout_s = 20\n{SECRET}"), "tools: tool pay"),
     "an environment variable": (in_toml('"one"', '"two"'), "tools: tool pay"),
     "a timeout": (in_toml("timeout_s = 20", "timeout_s = 21"), "tools: tool pay"),
     "a fee": (in_toml("timeout_s = 20", "timeout_s = 20\nfee_usd = 0.01"), "tools: tool pay"),
@@ -283,3 +287,13 @@ def test_a_file_that_never_ends_is_refused(clerk: Clerk, name: str) -> None:
     os.mkfifo(clerk.directory / name)
     with pytest.raises(ConfigError, match="not a regular file"):
         clerk.lock()
+
+
+def test_where_a_secret_comes_from_is_locked_and_its_value_is_not(clerk: Clerk) -> None:
+    in_toml("timeout_s = 20", f"timeout_s = 20\n{SECRET}")(clerk)
+    lock = from_text(to_text(clerk.lock()), "agent.lock")
+    declared = {"env": "KEY", "from": "env:KEY", "host": "127.0.0.1:9", "header": "Authorization"}
+    assert lock.tools()["pay"]["secrets"] == [declared]
+    (secret,) = locked_agent(lock).tools["pay"].secrets
+    assert (secret.env, secret.source, secret.host, secret.header) == ("KEY", "env:KEY", "127.0.0.1:9", "Authorization")
+    assert "secrets" not in lock.tools()["look"]

@@ -122,6 +122,36 @@ def test_a_mistake_is_named_with_its_line_and_its_key(tmp_path: Path, old: str, 
     assert said in problem(tmp_path, WHOLE.replace(old, new))
 
 
+KEY = 'secrets = [{ env = "KEY", from = "env:KEY", host = "api.example:443", header = "Authorization" }]'
+
+
+def test_a_secret_is_read(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text(WHOLE.replace('effect = "once"', KEY))
+    (secret,) = load_spec(tmp_path).tools[1].secrets
+    assert (secret.env, secret.source, secret.host, secret.header) == (
+        *("KEY", "env:KEY", "api.example:443", "Authorization"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("env:KEY", "KEY", "`tools[1].secrets[0].from` is 'KEY': it must be env:NAME, file:PATH or command:PROGRAM"),
+        ("env:KEY", "env:", "it must be env:NAME"),
+        ("env:KEY", "env:A KEY", "it must be the name of a variable"),
+        ("env:KEY", "vault:KEY", "it must be env:NAME"),
+        ("env:KEY", "file:key.txt", "the path must begin with / or ~/"),
+        ("env:KEY", "command:cat 'x", "cannot be split into words: No closing quotation"),
+        ('"KEY"', '"1KEY"', "`tools[1].secrets[0].env` is '1KEY': it must be the name of a variable"),
+        ("from", "source", "`tools[1].secrets[0].source` is not a known key. Known keys: env, from, host, header."),
+        ("header", "heder", "`tools[1].secrets[0].heder` is not a known key. Did you mean `header`?"),
+        (', host = "api.example:443"', "", "`tools[1].secrets[0].host` is missing. Add it."),
+    ],
+)
+def test_a_mistake_in_a_secret_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert said in problem(tmp_path, WHOLE.replace('effect = "once"', KEY.replace(old, new)))
+
+
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     said = problem(tmp_path, WHOLE.replace("effect", "efect").replace("steps = 5", "steps = 0"))
     assert len(said.splitlines()) == 2

@@ -140,11 +140,12 @@ def test_a_target_that_is_no_plain_url_is_refused(text: str) -> None:
         parse_target(text)
 
 
-def test_a_tunnel_needs_a_rule_without_method_and_path() -> None:
+def test_a_tunnel_needs_a_rule_for_https_without_method_and_path() -> None:
     assert tunnels(parse_rule("api.example:443"), "api.example", 443)
     assert not tunnels(parse_rule("api.example:443 GET"), "api.example", 443)
     assert not tunnels(parse_rule("api.example:443 /v1"), "api.example", 443)
     assert not tunnels(parse_rule("api.example:443"), "api.example", 444)
+    assert not tunnels(parse_rule("api.example:80"), "api.example", 80)
 
 
 @pytest.mark.parametrize(

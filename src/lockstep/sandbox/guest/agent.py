@@ -50,7 +50,8 @@ class Agent:
             self._carrier.set_link(_serial_port(), ends=False)
         else:
             self._carrier.watch(listener.fileno(), lambda _: self._on_connection(listener))
-        self._carrier.run()
+        while True:
+            self._carrier.turn()
 
     def _on_connection(self, listener: socket.socket) -> None:
         connection, (peer, _) = listener.accept()

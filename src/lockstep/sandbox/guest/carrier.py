@@ -119,7 +119,7 @@ class Carrier:
         if self._link_ends:
             self._drop_link()
         else:
-            self._forget(self._link)  # its hang-up would be reported without end; `run` looks whether it came back
+            self._forget(self._link)  # its hang-up would be reported without end; `turn` looks whether it came back
 
     def _drop_link(self) -> None:
         if self._link >= 0:
@@ -129,15 +129,14 @@ class Carrier:
 
     # The loop
 
-    def run(self) -> None:
-        """Carry for ever."""
-        while True:
-            dormant = self._link >= 0 and self._link not in self._watched
-            for descriptor, event in self._poll.poll(_DORMANT_S if dormant else -1):
-                if call := self._calls.get(descriptor):
-                    call(event)
-            if dormant and self._is_back():
-                self._watch(self._link, select.EPOLLIN, self._on_link)
+    def turn(self) -> None:
+        """Wait until something can be carried, and carry it."""
+        dormant = self._link >= 0 and self._link not in self._watched
+        for descriptor, event in self._poll.poll(_DORMANT_S if dormant else -1):
+            if call := self._calls.get(descriptor):
+                call(event)
+        if dormant and self._is_back():
+            self._watch(self._link, select.EPOLLIN, self._on_link)
 
     def watch(self, descriptor: int, call: Callable[[int], None]) -> None:
         """Call this whenever the descriptor can be read."""

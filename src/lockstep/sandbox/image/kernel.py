@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import bz2
 import ctypes
-import ctypes.util
-import gzip
 import lzma
 import re
 import struct
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lockstep.errors import SandboxUnavailable
 
@@ -41,15 +41,14 @@ def elf_image(bzimage: bytes) -> bytes:
     setup_sectors = bzimage[0x1F1] or 4
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
     start = (setup_sectors + 1) * 512 + offset
-    payload = bzimage[start : start + length - 4]  # the last four bytes are the size, not part of the stream
-    image = expand(payload)
+    image = expand(bzimage[start : start + length])
     if image[:4] != _ELF:
         raise SandboxUnavailable("What the kernel package's bzImage holds is not an ELF image.")
     return image
 
 
 def expand(data: bytes) -> bytes:
-    """Undo whichever compression the first bytes name.
+    """Undo whichever compression the first bytes name; what follows the stream (a kernel's size) is not looked at.
 
     Raises:
         SandboxUnavailable: they name none that is known here, or it fails.
@@ -58,7 +57,7 @@ def expand(data: bytes) -> bytes:
         if data.startswith(magic):
             try:
                 return undo(data)
-            except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
+            except (OSError, ValueError, lzma.LZMAError, zlib.error, EOFError) as error:
                 raise SandboxUnavailable(f"A part of the kernel package does not unpack: {error}.") from error
     raise SandboxUnavailable(f"A part of the kernel package is compressed in an unknown way ({data[:4].hex()}).")
 
@@ -92,7 +91,7 @@ def _lz4(data: bytes) -> bytes:
     library = _library("liblz4.so.1")
     buffer = ctypes.create_string_buffer(_LZ4_BLOCK_BYTES)
     blocks, at = [], 4
-    while at + 4 <= len(data):
+    while at + 4 < len(data):
         (size,) = struct.unpack_from("<I", data, at)
         block = data[at + 4 : at + 4 + size]
         made = library.LZ4_decompress_safe(block, buffer, len(block), _LZ4_BLOCK_BYTES)
@@ -143,15 +142,22 @@ def _library(name: str) -> ctypes.CDLL:
 
 
 def _xz(data: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(data)
+    return _whole(lzma.LZMADecompressor(), data)
 
 
 def _gzip(data: bytes) -> bytes:
-    return gzip.decompress(data)
+    return _whole(zlib.decompressobj(wbits=31), data)
 
 
 def _bzip2(data: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(data)
+    return _whole(bz2.BZ2Decompressor(), data)
+
+
+def _whole(decompressor: Any, data: bytes) -> bytes:
+    expanded: bytes = decompressor.decompress(data)
+    if not decompressor.eof:
+        raise EOFError("it is cut off")
+    return expanded
 
 
 _WAYS: Mapping[bytes, Callable[[bytes], bytes]] = {
