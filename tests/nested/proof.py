@@ -137,6 +137,9 @@ async def prove():
     answers = await asyncio.gather(*(here.call(CHANCE) for _ in range(CLONES)))
     report("clones", chance=[json.loads(answer) for answer, *_ in answers], began=began, ended=time.time())
     report("bare", **without_root())
+    here = Here(MicroVM(STATE, Firecracker(), CACHE, draws_anew=lambda spec: True))
+    answers = [(await here.call(ECHO, question, {"/tool": TOOL}))[0] for question in (b"one", b"two")]
+    report("ready", answers=answers, snapshots=len(list((CACHE / "snapshots").iterdir())))
     report("left", files=left_behind(), processes=host_view(), swept=await backend.sweep())
 
 

@@ -121,5 +121,10 @@ def test_a_user_other_than_root_clones_the_same_snapshot_without_a_jailer(steps:
     assert '"kernel": "Linux' in bare["said"]
 
 
+def test_a_clone_with_a_started_tool_in_it_is_kept_and_cloned_in_turn(steps: Steps) -> None:
+    assert steps["ready"]["answers"] == ["hello one", "hello two"]
+    assert steps["ready"]["snapshots"] == 2  # a machine that has booted, and one whose tool waits
+
+
 def test_nothing_is_left_behind(steps: Steps) -> None:
     assert (steps["left"]["files"], steps["left"]["processes"], steps["left"]["swept"]) == ([], [], 0)
