@@ -234,8 +234,8 @@ def test_a_link_in_the_place_of_a_snapshots_file_is_not_read(machine: Machine, t
         async def ask(call: Call, timeout_s: float = 1.0) -> bytes:
             answer = await asking(call, timeout_s)
             if isinstance(call, SnapshotCreate):
-                (vm.home.root / "memory").unlink()
-                (vm.home.root / "memory").symlink_to(secret)
+                (vm.home.root / "new-memory").unlink()
+                (vm.home.root / "new-memory").symlink_to(secret)
             return answer
 
         monkeypatch.setattr(vm, "ask", ask)
@@ -269,6 +269,26 @@ def test_clones_of_a_snapshot_share_its_memory_file_and_no_user(machine: Machine
 
     run(body)
     assert {file.stat().st_mode & 0o777 for file in snapshot.iterdir()} == {0o444}
+
+
+def test_a_clone_made_to_be_kept_is_snapshotted_and_leaves_the_snapshot_it_came_from_alone(
+    machine: Machine, tmp_path: Path
+) -> None:
+    first, second = new_directory(tmp_path, "first"), new_directory(tmp_path, "second")
+
+    async def body(monitor: Firecracker) -> None:
+        vm = await monitor.boot(machine, new_directory(tmp_path, "booted"))
+        await monitor.snapshot(vm, first)
+        await vm.close()
+        before = [(file.name, file.read_bytes()) for file in sorted(first.iterdir())]
+        clone = await monitor.clone(machine, first, new_directory(tmp_path, "clone"), fork=True)
+        await monitor.snapshot(clone, second)
+        await clone.close()
+        assert [(file.name, file.read_bytes()) for file in sorted(first.iterdir())] == before
+        again = await monitor.clone(machine, second, new_directory(tmp_path, "again"))
+        await again.close()
+
+    run(body)
 
 
 def test_a_snapshot_that_is_broken_is_refused_in_firecrackers_words(machine: Machine, tmp_path: Path) -> None:

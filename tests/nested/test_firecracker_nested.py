@@ -44,7 +44,8 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     archive = initramfs(image, modules, programs, [package(name) for name in PACKAGES])
     report = run(QEMU, image.kernel, archive, tmp_path_factory.mktemp("outer"))
     if report.steps.get("end", {}).get("code") != 0:
-        pytest.fail(f"The proof broke off after {list(report.steps)}:\n{report.console[-6000:]}", pytrace=False)
+        why = report.steps.get("failed", {}).get("traceback", "")
+        pytest.fail(f"It broke off after {list(report.steps)}:\n{why}\n{report.console[-6000:]}", pytrace=False)
     return report.steps
 
 

@@ -45,11 +45,13 @@ VERSION_S = 10.0
 _HOLE = bytes(16 * 2**10)
 _STATE = "state"
 _MEMORY = "memory"
+_NEW = {_STATE: "new-state", _MEMORY: "new-memory"}
+"""What is being written, beside what the machine itself may have been loaded from."""
 _DISK = RateLimiter(
     bandwidth=TokenBucket(size=64 * 2**20, refill_time=100), ops=TokenBucket(size=2_000, refill_time=100)
 )
 _RANDOM = RateLimiter(bandwidth=TokenBucket(size=64 * 2**10, refill_time=1_000, one_time_burst=64 * 2**10))
-SNAPSHOT_CALLS = (VmState(state="Paused"), SnapshotCreate(snapshot_path=_STATE, mem_file_path=_MEMORY))
+SNAPSHOT_CALLS = (VmState(state="Paused"), SnapshotCreate(snapshot_path=_NEW[_STATE], mem_file_path=_NEW[_MEMORY]))
 CLONE_CALLS = (SnapshotLoad(snapshot_path=_STATE, mem_backend=MemoryBackend(backend_path=_MEMORY)),)
 _INSTALL = "Install a release of Firecracker and its jailer, and name them in FIRECRACKER_BIN and JAILER_BIN."
 
@@ -95,8 +97,8 @@ class Firecracker:
         vm.kill()
         await vm.wait()
         try:
-            for name in (_STATE, _MEMORY):
-                with vm.own(name, stat.S_ISREG) as file:
+            for name, written in _NEW.items():
+                with vm.own(written, stat.S_ISREG) as file:
                     await asyncio.to_thread(_keep, file, into / name)
         except OSError as error:
             raise _unwritable(error) from error
