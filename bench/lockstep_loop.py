@@ -12,13 +12,14 @@ from pathlib import Path
 
 from workload import FINAL_TEXT, USER_MESSAGE, Options, Script, parse_options, run_contender, tool_text
 
-from lockstep import tool, wiring
+from lockstep import tool
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import Lock, resolve, to_text
 from lockstep.journal.events import RunStarted
 from lockstep.model.port import AskedCall, OnText, Prompt, Reply, Settings
 from lockstep.tools.inprocess import InProcessTools
 from lockstep.tools.schema import definition
+from lockstep.wiring import running, stores
 
 AGENT = """
 [agent]
@@ -70,9 +71,9 @@ def loop(options: Options, script: Script) -> list[str]:
 async def run_all(options: Options, script: Script) -> list[str]:
     agent = options.directory / "agent"
     lock = write_agent(agent)
-    store = wiring.Store(directory=options.directory / "store")
+    store = stores.Store(directory=options.directory / "store")
     journal = store.journal()
-    driver = wiring.open_driver(
+    driver = running.open_driver(
         lock,
         directory=agent,
         journal=journal,

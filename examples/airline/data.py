@@ -170,11 +170,17 @@ def unpack(packed: bytes, path: str | Path) -> bytes:
         import zstandard  # optional: the command does as well
     except ImportError:
         return _unpack_by_command(packed, path)
+    plain = b""
     try:
-        with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as reader:
-            return reader.read()
+        while packed:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            plain += frame.decompress(packed)
+            if not frame.eof:
+                raise DataError(f"{path} cannot be unpacked (it is cut off); fetch it again.")
+            packed = frame.unused_data
     except zstandard.ZstdError as error:
         raise DataError(f"{path} cannot be unpacked ({error}); fetch it again.") from error
+    return plain
 
 
 def _unpack_by_command(packed: bytes, path: str | Path) -> bytes:
@@ -200,7 +206,7 @@ def _recording(line: str, where: str) -> Recording:
             turns=tuple(_turns(spoken, answers)),
             final_state_changes=record["final_state_changes"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{where} is no recorded conversation: {problem}.") from error
 

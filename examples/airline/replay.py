@@ -25,7 +25,6 @@ sys.path.insert(0, str(HERE))
 from data import AssistantMessage, DataError, Recording, data_directory, load_recordings, load_world  # noqa: E402
 from service import AirlineService, serve  # noqa: E402
 
-from lockstep import wiring  # noqa: E402
 from lockstep.agent.lock import LOCK_FILE, to_text  # noqa: E402
 from lockstep.agent.locked import locked_agent  # noqa: E402
 from lockstep.errors import LockstepError  # noqa: E402
@@ -33,7 +32,8 @@ from lockstep.journal.events import RunStarted  # noqa: E402
 from lockstep.journal.port import Journal  # noqa: E402
 from lockstep.kernel.state import State  # noqa: E402
 from lockstep.model.recorded import RecordedModel, from_messages  # noqa: E402
-from lockstep.wiring import Store  # noqa: E402
+from lockstep.wiring import locking, running  # noqa: E402
+from lockstep.wiring.stores import Store  # noqa: E402
 
 ADDRESS_IN_FILES = "127.0.0.1:8932"
 AGENT_FILES = ("agent.toml", "policy.cedar", "prompt.md", "tools.py", "arithmetic.py")
@@ -94,9 +94,9 @@ class _Replay:
 
     async def all(self, recordings: Sequence[Recording]) -> list[Compared]:
         _copy_agent(self._directory, f"127.0.0.1:{self._service.port}", recordings)
-        self._lock = await wiring.resolve_agent(self._directory, self._tools, self._code)
+        self._lock = await locking.resolve_agent(self._directory, self._tools, self._code)
         (self._directory / LOCK_FILE).write_text(to_text(self._lock), encoding="utf-8")
-        await wiring.require_tiers(self._tools, locked_agent(self._lock))
+        await running.require_tiers(self._tools, locked_agent(self._lock))
         journal = self._store.journal()
         places = asyncio.Semaphore(AT_ONCE)
 
@@ -113,7 +113,7 @@ class _Replay:
     async def _one(self, session: str, recording: Recording, journal: Journal) -> Compared:
         conversation = from_messages(_plain(recording), model="openai:gpt-4o", agent="airline")
         model = RecordedModel(recording=conversation, checked=False)  # one differing result must not hide the others
-        driver = wiring.open_driver(
+        driver = running.open_driver(
             self._lock, directory=self._directory, journal=journal, tools=self._tools, code=self._code, model=model
         )
         states = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from guest_cache import guest_cache
 
+from lockstep.errors import SandboxUnavailable
 from lockstep.gate.permit import PermitMint
 from lockstep.sandbox.contract import Limits, Process, SandboxSpec
 from lockstep.sandbox.microvm import PYTHON, MicroVM
@@ -114,24 +115,30 @@ def test_a_tool_that_speaks_before_it_is_asked_is_started_anew_each_time(tmp_pat
     assert first != second
 
 
-def test_a_snapshot_that_does_not_load_is_made_anew(tmp_path: Path) -> None:
-    cache = guest_cache()
-    own = tmp_path / "cache"
-    own.mkdir()
-    (own / "guest").symlink_to(cache / "guest")
+def test_a_snapshot_that_does_not_load_is_named_and_removed_so_that_the_next_start_makes_it_anew(
+    tmp_path: Path,
+) -> None:
+    cache, own = guest_cache(), tmp_path / "cache"
     spec = SandboxSpec(argv=(*PYTHON, "-c", "print('up')"), mounts={}, limits=Limits(wall_s=50))
 
-    async def scene() -> bytes:
-        process = await MicroVM(tmp_path, Qemu(kvm=False), own).start(spec)
+    async def said_in(directory: Path) -> bytes:
+        process = await MicroVM(tmp_path, Qemu(kvm=False), directory).start(spec)
         try:
             return await process.receive()
         finally:
             await process.close()
 
-    assert asyncio.run(asyncio.wait_for(scene(), 300)) == b"up"
-    (snapshot,) = (own / "snapshots").iterdir()
-    (snapshot / "state").write_bytes(b"not a state")
-    with pytest.raises(Exception, match=r"could not|refused|sensibly"):
-        asyncio.run(asyncio.wait_for(scene(), 300))
-    assert asyncio.run(asyncio.wait_for(scene(), 300)) == b"up"
+    assert asyncio.run(asyncio.wait_for(said_in(cache), 300)) == b"up"
+    (own / "snapshots").mkdir(parents=True)
+    (own / "guest").symlink_to(cache / "guest")
+    for snapshot in (cache / "snapshots").iterdir():
+        (own / "snapshots" / snapshot.name).mkdir()
+        for file in snapshot.iterdir():
+            (own / "snapshots" / snapshot.name / file.name).symlink_to(file)
+        (own / "snapshots" / snapshot.name / "state").unlink()
+        (own / "snapshots" / snapshot.name / "state").write_bytes(b"not a state")
+    before = set((own / "snapshots").iterdir())
+    with pytest.raises(SandboxUnavailable, match="could not save or load"):
+        asyncio.run(asyncio.wait_for(said_in(own), 300))
+    assert len(before - set((own / "snapshots").iterdir())) == 1
     assert not list((tmp_path / "sandboxes").iterdir())

@@ -532,7 +532,7 @@ def test_an_event_that_nobody_can_read_is_corrupt_not_a_crash(
 ) -> None:
     write_trail(store)
     store.edit("UPDATE events SET type = ?, body = ? WHERE seq = 2", kind, body)
-    with pytest.raises(JournalCorrupt, match=sentence):
+    with pytest.raises(JournalCorrupt, match=f"Event 2 of run r1 cannot be read: .*{sentence}"):
         during(store, lambda journal: journal.read(RunId("r1")))
     assert during(store, lambda journal: journal.verify(RunId("r1"))).broken_seq == 2
 

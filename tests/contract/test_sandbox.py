@@ -70,16 +70,16 @@ def gvisor(state_dir: Path) -> Backend:
     return GVisor(state_dir)
 
 
-def emulated(state_dir: Path) -> Backend:
-    if INNER in os.environ:
-        pytest.skip("emulated machines are run once, as whoever runs pytest")
-    return MicroVM(state_dir, Qemu(kvm=False), guest_cache())
-
-
 def bubblewrap(state_dir: Path) -> Backend:
     if shutil.which(os.environ.get("LOCKSTEP_BWRAP") or "bwrap") is None:
         pytest.skip("bwrap is not installed (Debian package bubblewrap)")
     return Bubblewrap(state_dir)
+
+
+def emulated(state_dir: Path) -> Backend:
+    if INNER in os.environ:
+        pytest.skip("emulated machines are run once, as whoever runs pytest")
+    return MicroVM(state_dir, Qemu(kvm=False), guest_cache())
 
 
 BACKENDS = [

@@ -569,6 +569,8 @@ def test_payments_made_after_a_booking_are_taken_out_of_its_arguments(tmp_path: 
         (b'{"id": "r"}\n', "'messages' is missing"),
         (b"\xff\xfe", "UTF-8"),
         (b"\x28\xb5\x2f\xfd broken", "cannot be unpacked"),
+        (b"(\xb5/\xfd *\xa5\x00\x00pa b c d e f g \x01\x00\xc1", "cannot be unpacked"),
+        (b"[" * 100_000, "line 1 is no recorded conversation"),
         (b"\n", "holds no conversation"),
         (
             _line(

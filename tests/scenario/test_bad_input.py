@@ -41,6 +41,9 @@ def greet(name: str, loud: bool = False) -> str:
 '''
 
 
+SECRET = 'secrets = [{ env = "KEY", from = "env:KEY", host = "api.example:443", header = "X-Key" }]'
+
+
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Agent:
     """A locked agent that nothing is wrong with; nobody changes its directory."""
@@ -163,7 +166,11 @@ def test_a_module_that_is_changed_after_locking_is_not_run(agent: Agent) -> None
             "tools[0].include names 'great', which python:tools.py does not have. \n  It has: greet.",
         ),
         ('dedupe_on = ["nam"]', "tool 'greet': dedupe_on names 'nam', which is not one of its arguments (loud, name)"),
-        ('egress = ["nonsense host"]', "tool 'greet': egress 'nonsense host'"),
+        ('egress = ["nonsense host"]', "tool 'greet': egress rule 'nonsense host'"),
+        ('egress = ["*.example:443"]', "wildcards are not allowed, name each host"),
+        (SECRET, "tool 'greet': secret KEY: no egress rule opens api.example:443"),
+        (f'egress = ["http://api.example:443"]\n{SECRET}', "secret KEY: it would travel in clear text"),
+        (SECRET.replace("X-Key", "Host"), "the header 'Host' cannot carry a secret"),
         ('isolation = "microvm"', "needs isolation 'microvm', which is not available on this machine"),
     ],
 )

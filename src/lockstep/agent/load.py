@@ -35,6 +35,8 @@ def load_spec(directory: Path) -> AgentSpec:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(path, text, str(error)) from error
+    except RecursionError:
+        raise ConfigError(f"{path}: its values are nested too deeply.", remedy="Write it flat.") from None
     try:
         return AgentSpec.model_validate(data)
     except ValidationError as error:

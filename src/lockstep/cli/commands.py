@@ -10,7 +10,6 @@ from typing import Literal
 
 from rich.console import Console
 
-from lockstep import wiring
 from lockstep.agent.diff import diff as diff_locks
 from lockstep.agent.load import read_text
 from lockstep.agent.lock import Lock, from_text, read_lock, to_text, write_lock
@@ -30,7 +29,8 @@ from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, waiting
 from lockstep.runtime.recording import recording_of
 from lockstep.values import RunId, Tier, new_token
-from lockstep.wiring import Store
+from lockstep.wiring import locking, models, running, stores
+from lockstep.wiring.stores import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ async def lock(directory: Path, store: Path | None) -> int:
 
 async def diff(a: Path, b: Path | None, store: Path | None) -> int:
     if b is None:
-        left = wiring.with_code(read_lock(a), Store.of(a, store).code())
+        left = locking.with_code(read_lock(a), Store.of(a, store).code())
         right = await _resolved(a, store)
     else:
         left, right = await _lock_at(a, store), await _lock_at(b, store)
@@ -87,18 +87,18 @@ async def run(asked: RunRequest) -> int:
         raise ConfigError("The session has no name.", remedy="Leave --session out to begin a new one.")
     where = Store.of(asked.agent, asked.store)
     code = where.code()
-    async with wiring.opened_tools(where) as tools:
-        prepared = await wiring.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
+    async with stores.opened_tools(where) as tools:
+        prepared = await running.prepare(asked.agent, tools, code, unlocked=asked.unlocked, model=asked.model)
         agent = locked_agent(prepared.lock)
-        await wiring.require_secrets(agent)
-        await wiring.require_tiers(tools, agent)
+        await running.require_secrets(agent)
+        await running.require_tiers(tools, agent)
         out = console(stderr=asked.json)
         live = None if asked.json else Live(out)
-        async with wiring.opened_model(agent, code) as model, opened(where) as journal:
+        async with models.opened_model(agent, code) as model, opened(where) as journal:
             await tools.sweep()  # what a process that died here left running
-            await wiring.start_ahead(tools, agent)
-            prepared = wiring.with_address(prepared, model)
-            driver = wiring.open_driver(
+            await running.start_ahead(tools, agent)
+            prepared = running.with_address(prepared, model)
+            driver = running.open_driver(
                 prepared.lock, directory=asked.agent, journal=journal, tools=tools, code=code, watcher=live, model=model
             )
             started = RunStarted(
@@ -145,7 +145,7 @@ async def runs(store: Path | None, session: str | None, limit: int, json: bool) 
 async def show(store: Path | None, name: str, json: bool) -> int:
     async with looking(store) as journal:
         run_id = await find(journal, name)
-        started, _ = await wiring.lock_of_run(journal, run_id)
+        started, _ = await running.lock_of_run(journal, run_id)
         state = await read_state(journal, run_id)
     if json:
         print_json(as_json(state))
@@ -204,7 +204,7 @@ async def cancel(store: Path | None, name: str, by: str) -> int:
     where = existing(store)
     async with opened(where) as journal:
         state = await cancel_run(journal, await find(journal, name), by=by or user())
-        async with wiring.opened_tools(where) as tools:
+        async with stores.opened_tools(where) as tools:
             await tools.sweep()
     print_result(console(), state)
     return FINISHED
@@ -274,18 +274,18 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
     where = existing(store)
     out = console(stderr=json)
     async with opened(where) as journal:
-        started, locked = await wiring.lock_of_run(journal, run_id)
+        started, locked = await running.lock_of_run(journal, run_id)
         state = await read_state(journal, run_id)
         if state.status is Status.FINISHED:
             return _report(out, state, json, None)
         code = where.code()
         agent = locked_agent(locked)
         live = None if json else Live(out)
-        async with wiring.opened_tools(where) as tools, wiring.opened_model(agent, code) as model:
-            await wiring.require_secrets(agent)
-            await wiring.require_tiers(tools, agent)
-            wiring.require_address(run_id, started, agent, model)
-            driver = wiring.open_driver(
+        async with stores.opened_tools(where) as tools, models.opened_model(agent, code) as model:
+            await running.require_secrets(agent)
+            await running.require_tiers(tools, agent)
+            running.require_address(run_id, started, agent, model)
+            driver = running.open_driver(
                 locked,
                 directory=Path(started.directory),
                 journal=journal,
@@ -327,8 +327,8 @@ def _report(out: Console, state: State, json: bool, live: Live | None) -> int:
 
 async def _resolved(directory: Path, store: Path | None) -> Lock:
     where = Store.of(directory, store)
-    async with wiring.opened_tools(where) as tools:
-        return await wiring.resolve_agent(directory, tools, where.code())
+    async with stores.opened_tools(where) as tools:
+        return await locking.resolve_agent(directory, tools, where.code())
 
 
 async def _lock_at(path: Path, store: Path | None) -> Lock:

@@ -9,11 +9,12 @@ import sqlite3
 import sys
 from dataclasses import dataclass
 
-from lockstep import __version__, wiring
+from lockstep import __version__
 from lockstep.errors import LockstepError
 from lockstep.sandbox.interpreter import interpreter
 from lockstep.values import Tier
-from lockstep.wiring import Store
+from lockstep.wiring import stores
+from lockstep.wiring.stores import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class Report:
 async def examine(store: Store, scratch: Store) -> Report:
     """Look at everything an agent needs; tiers are tried with real sandboxes, whose files are in `scratch`."""
     items = [_versions(), _store(store), _guest_python()]
-    for seen in await wiring.findings(scratch):
+    for seen in await stores.findings(scratch):
         details = "; ".join(f"{what}: {saw}" for what, saw in seen.details)
         items.append(
             Check(

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from lockstep.cli.show import call_outcome
+from lockstep.gate.arguments import MAX_DEPTH, is_deeper
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.reading import Waiting
-from lockstep.values import format_usd
+from lockstep.values import canonical, format_usd
 
 FINISHED, INTERNAL, BAD_INPUT, SUSPENDED, STOPPED = 0, 1, 2, 3, 4
 """Exit codes of every command."""
@@ -114,7 +115,10 @@ def _call(call: CallState) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
+    """A value, or the text as it came when it is none that JSON can say: a model may write NaN, or nest without end."""
     try:
-        return json.loads(text) if text.strip() else {}
-    except ValueError:
+        value = json.loads(text) if text.strip() else {}
+        canonical(value)
+    except (ValueError, RecursionError):
         return text
+    return text if is_deeper(value, MAX_DEPTH) else value

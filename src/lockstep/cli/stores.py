@@ -11,7 +11,7 @@ from lockstep.agent.load import AGENT_FILE
 from lockstep.errors import RunError, StoreError
 from lockstep.journal.port import Journal
 from lockstep.values import RunId
-from lockstep.wiring import STORE_ENV, STORE_NAME, Store
+from lockstep.wiring.stores import STORE_ENV, STORE_NAME, Store
 
 
 def existing(named: Path | None) -> Store:

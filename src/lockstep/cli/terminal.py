@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import getpass
 import json
 import os
@@ -42,10 +41,10 @@ def printable(text: str) -> str:
 
 def one_line(text: str, limit: int | None = None) -> str:
     """As `plain`, JSON or not, on one line of at most `limit` characters."""
-    if text[:1] in ("{", "["):
-        with contextlib.suppress(ValueError, RecursionError):
-            text = json.dumps(json.loads(text), ensure_ascii=False)
-    line = " ".join(text.split())
+    try:  # JSON is one line as it is; what is spaces inside its strings is part of what a person is asked about
+        line = json.dumps(json.loads(text), ensure_ascii=False) if text[:1] in ("{", "[") else " ".join(text.split())
+    except (ValueError, RecursionError):
+        line = " ".join(text.split())
     return plain(line if limit is None or len(line) <= limit else line[: limit - 1] + "…")
 
 

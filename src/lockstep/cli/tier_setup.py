@@ -6,10 +6,10 @@ import os
 import shutil
 import subprocess
 
-from lockstep import wiring
 from lockstep.cli.terminal import console, plain
 from lockstep.errors import ConfigError, SandboxUnavailable
 from lockstep.values import Tier
+from lockstep.wiring import stores
 
 _NEEDS: dict[Tier, tuple[tuple[str, str], ...]] = {
     Tier.GVISOR: (("runsc", "runsc"),),
@@ -33,7 +33,7 @@ def set_up(tier: Tier) -> None:
         _install(missing)
         out.print(f"installed {', '.join(missing)}")
     if tier is Tier.MICROVM:
-        wiring.make_guest_image(lambda line: out.print(plain(line)))
+        stores.make_guest_image(lambda line: out.print(plain(line)))
 
 
 def _install(packages: list[str]) -> None:

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 import jsonschema_rs
 
 from lockstep.errors import ConfigError
-from lockstep.values import JsonObject, canonical
+from lockstep.values import Json, JsonObject, canonical
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 240
+"""Objects and lists inside one another: less than what validator and policy, who read them next, can follow."""
 SHOWN_PROBLEMS = 5
 
 
@@ -75,7 +77,18 @@ def _object(text: str) -> JsonObject:
         raise Malformed("the arguments are nested too deeply") from None
     if not isinstance(value, dict):
         raise Malformed("the arguments must be a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise Malformed(f"the arguments are nested too deeply (more than {MAX_DEPTH} levels)")
     return value
+
+
+def is_deeper(value: Json, depth: int) -> bool:
+    """Whether more than `depth` objects and lists stand inside one another."""
+    layer: list[Any] = [[value]]
+    for _ in range(depth + 1):
+        inner = (item for each in layer for item in (each.values() if isinstance(each, dict) else each))
+        layer = [item for item in inner if isinstance(item, dict | list)]
+    return bool(layer)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from lockstep.errors import JournalCorrupt, StoreError
 from lockstep.journal.codec import GENESIS, decode, encode, link
-from lockstep.journal.events import Recorded, RunFinished, RunStarted
+from lockstep.journal.events import Event, Recorded, RunFinished, RunStarted
 from lockstep.journal.migrations import MIGRATIONS, check_version, migrate
 from lockstep.journal.port import Entry, RunRow, Verification
 from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
@@ -101,7 +101,7 @@ class SQLiteJournal:
 
     async def read(self, run: RunId, after_seq: int = 0) -> list[Recorded]:
         return [
-            Recorded(seq=seq, at_ms=at, event=decode(_name(kind), body, self._blob), hash=digest)
+            Recorded(seq=seq, at_ms=at, event=self._event(run, seq, _name(kind), body), hash=digest)
             for seq, at, kind, body, digest in self._query(_EVENTS, (run, after_seq))
         ]
 
@@ -159,6 +159,13 @@ class SQLiteJournal:
         if self._writer is None:
             self._writer = GroupWriter(self.directory)
         return self._writer
+
+    def _event(self, run: RunId, seq: int, kind: str, body: bytes) -> Event:
+        try:
+            return decode(kind, body, self._blob)
+        except JournalCorrupt as error:
+            remedy = error.remedy or f"`lockstep verify {run}` says where its record stops holding."
+            raise JournalCorrupt(f"Event {seq} of run {run} cannot be read: {error.message}", remedy=remedy) from error
 
     def _problem(self, run: RunId, seq: int, kind: str, body: bytes) -> str:
         """What is wrong with one event whose hash holds: its body, or that the list of runs says otherwise."""

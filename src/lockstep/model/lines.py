@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeVar
@@ -51,6 +52,14 @@ def numbered_lines(data: bytes) -> list[tuple[int, bytes]]:
     return [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
 
 
+def encode(line: msgspec.Struct) -> bytes:
+    """One line; half of a surrogate pair, which models and users send, is kept as JSON's escape."""
+    try:
+        return msgspec.json.encode(line) + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(line), separators=(",", ":")).encode() + b"\n"
+
+
 def decode(data: bytes, shape: type[T], *, where: str, remedy: str) -> T:
     """One JSON text as `shape`; `where` ("The script x.jsonl, line 3") begins the sentence of the error.
 
@@ -58,9 +67,18 @@ def decode(data: bytes, shape: type[T], *, where: str, remedy: str) -> T:
         ModelError: not JSON, not UTF-8, or not of that shape.
     """
     try:
-        return msgspec.json.decode(data, type=shape)
+        return _decode(data, shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ModelError(f"{where}: {error}.", remedy=remedy) from error
+
+
+def _decode(data: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except msgspec.DecodeError as error:
+        if isinstance(error, msgspec.ValidationError) or b"\\ud" not in data:
+            raise
+        return msgspec.convert(json.loads(data), shape)
 
 
 def amount(value: str | float | None, *, where: str, remedy: str) -> Decimal | None:

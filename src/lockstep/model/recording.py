@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from lockstep.errors import ModelError
-from lockstep.model.lines import UsageLine, amount, decode, numbered_lines, read_bytes
+from lockstep.model.lines import UsageLine, amount, decode, encode, numbered_lines, read_bytes
 from lockstep.model.port import (
     AskedCall,
     Reply,
@@ -171,13 +171,12 @@ def write_recording(path: Path, recording: Recording) -> None:
         lines.append(_TurnLine(expects=_message_lines(turn.expects), reply=_reply_line(turn.reply)))
     if recording.unanswered:
         lines.append(_TurnLine(expects=_message_lines(recording.unanswered)))
-    encoder = msgspec.json.Encoder()
-    beside = path.with_name(path.name + ".partial")
     try:
-        beside.write_bytes(b"".join(encoder.encode(line) + b"\n" for line in lines))
+        beside = path.with_name(path.name + ".partial")
+        beside.write_bytes(b"".join(map(encode, lines)))
         beside.replace(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: "/" and "." name no file
+        reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(
             f"The recording {path} cannot be written: {reason}.", remedy="Check path and space."
         ) from error

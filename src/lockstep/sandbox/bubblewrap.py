@@ -136,6 +136,7 @@ class _Body:
         self._cgroup = cgroup
         self._ledger = ledger
         self._remains = remains
+        self._pidfd = os.pidfd_open(child.pid)
         self.cpu_s: float | None = None
         self.peak_memory_bytes: int | None = None
 
@@ -156,7 +157,7 @@ class _Body:
         if self._cgroup is not None:
             self._cgroup.kill()
         with contextlib.suppress(ProcessLookupError):
-            self.child.kill()
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # `child.kill` would reap it under asyncio's feet
 
     def blame(self, exit_code: int) -> str:
         killed = exit_code in (_KILLED, -signal.SIGKILL)
@@ -169,6 +170,7 @@ class _Body:
         if not exited:
             await self._ledger.hunt(self._remains)
         await self._ledger.remove(self._remains)
+        os.close(self._pidfd)
 
 
 async def _spawn(

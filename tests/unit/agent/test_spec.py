@@ -162,6 +162,10 @@ def test_a_key_missing_in_one_section_is_not_found_in_another(tmp_path: Path) ->
     assert said == "DIR/agent.toml:1: `agent.name` is missing. Add it."
 
 
+def test_values_nested_without_end_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    assert "agent.toml: its values are nested too deeply" in problem(tmp_path, WHOLE + "x = " + "[" * 100_000)
+
+
 def test_a_directory_without_agent_toml_says_what_would_make_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"agent\.toml does not exist\. .*lockstep init NAME"):
         load_spec(tmp_path)

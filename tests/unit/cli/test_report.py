@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from decimal import Decimal
 
@@ -67,6 +68,24 @@ def test_a_call_without_an_outcome_says_where_it_stands(phase: Phase, outcome: s
 def test_arguments_are_a_value_when_they_are_json_and_text_when_not(text: str, shown: object) -> None:
     state = replace(BLANK, calls=(replace(CALL, arguments=text),))
     assert as_json(state)["calls"][0]["arguments"] == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"to": NaN}',
+        '{"to": 1e999}',
+        '{"to": -Infinity}',
+        '{"to": "\\ud83d"}',
+        '{"to": ' + "9" * 400 + "}",
+        '{"to":' * 900 + "1" + "}" * 900,
+        '{"to":' * 50_000 + "1" + "}" * 50_000,
+    ],
+)
+def test_arguments_that_strict_json_cannot_say_are_shown_as_they_came(text: str) -> None:
+    shown = as_json(replace(BLANK, calls=(replace(CALL, arguments=text),)))
+    assert shown["calls"][0]["arguments"] == text
+    assert json.loads(json.dumps(shown, allow_nan=False, indent=2)) == shown
 
 
 def _waiting(phase: Phase) -> State:

@@ -79,3 +79,8 @@ def _finished(output: str) -> State:
 
     state = start(RunId("r1"), Transcript((), b""))
     return replace(state, status=Status.FINISHED, stop_reason="completed", output=output)
+
+
+def test_the_spaces_inside_a_calls_arguments_are_shown_as_they_are() -> None:
+    assert one_line('{"to":\n "a  b\\u00a0c"}') == '{"to": "a  b\u00a0c"}'
+    assert one_line('{"to":  half') == '{"to": half'

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lockstep.errors import ConfigError
-from lockstep.gate.arguments import MAX_BYTES, ArgumentChecker, Malformed, read
+from lockstep.gate.arguments import MAX_BYTES, MAX_DEPTH, ArgumentChecker, Malformed, read
 
 SCHEMA = {
     "type": "object",
@@ -73,6 +73,22 @@ def test_what_is_not_json_is_refused(text: str) -> None:
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have_are_refused_by_name(constant: str) -> None:
     assert f"{constant} is not a JSON value" in refusal(f'{{"flight": "BA1", "price": {constant}}}')
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 260, 900, 20_000])
+@pytest.mark.parametrize(("tool", "field"), [("book", "seats"), ("book", "any"), ("open", "any")])
+def test_arguments_nested_beyond_the_limit_are_refused_whatever_the_schema(tool: str, field: str, levels: int) -> None:
+    inner = levels - 1
+    for text in ("[" * inner + "]" * inner, '{"a":' * inner + "1" + "}" * inner):
+        assert "nested too deeply" in refusal(f'{{"flight": "BA1", "{field}": {text}}}', tool)
+
+
+def test_arguments_nested_up_to_the_limit_are_judged_by_the_schema() -> None:
+    inner = MAX_DEPTH - 1
+    nested = '{"a":' * inner + "1" + "}" * inner
+    assert "nested too deeply" not in refusal(f'{{"flight": "BA1", "seats": {nested}}}')
+    assert "any" in CHECKER.parse("book", f'{{"flight": "BA1", "any": {nested}}}').value
+    assert "any" in CHECKER.parse("book", '{"flight": "BA1", "any": [' + ",".join(["{}"] * 1000) + "]}").value
 
 
 @pytest.mark.parametrize("text", ["[]", '"BA1"', "1", "null", "true"])

@@ -173,6 +173,15 @@ def test_a_recording_survives_its_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.jsonl"]
 
 
+def test_half_a_surrogate_pair_survives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    call = AskedCall(provider_id="1", name="f", arguments='{"a": "\ud83d"}')
+    turn = Turn(expects=(UserMessage(text="Hi \udcff \U0001f600"),), reply=Reply(text="\ud83d", calls=(call,)))
+    recording = Recording(model="m", turns=(turn,), unanswered=(UserMessage(text="\udc00"),))
+    write_recording(path, recording)
+    assert read_recording(path) == recording
+
+
 def test_the_file_is_one_object_a_line(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write_recording(path, RECORDING)
@@ -234,6 +243,8 @@ def test_a_recording_that_cannot_be_read_or_written_says_so(tmp_path: Path) -> N
         read_recording(tmp_path / "none.jsonl")
     with pytest.raises(ModelError, match="cannot be written: No such file"):
         write_recording(tmp_path / "none" / "r.jsonl", RECORDING)
+    with pytest.raises(ModelError, match="cannot be written"):
+        write_recording(Path("/"), RECORDING)
 
 
 def test_digests_are_of_the_prompts_text_and_the_tools_definitions() -> None:

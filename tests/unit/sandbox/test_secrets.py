@@ -23,7 +23,7 @@ from lockstep.sandbox.secrets import (
 VALUE = b's3cr"t/ value+1'
 KEY = Held(
     binding=SecretBinding(env="KEY", host="api.example", port=443, header="Authorization"),
-    placeholder=new_placeholder().encode(),
+    placeholder=b"lockstep-placeholder-" + b"0123456789abcdef" * 2,
     value=VALUE,
 )
 P = KEY.placeholder

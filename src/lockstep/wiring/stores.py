@@ -1,0 +1,103 @@
+"""Stores and the machine they are on: which journal, which isolation backends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.errors import StoreError
+from lockstep.journal.sqlite import SQLiteJournal
+from lockstep.journal.sqlite_file import DATABASE
+from lockstep.sandbox.bubblewrap import Bubblewrap
+from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
+from lockstep.sandbox.gvisor import GVisor
+from lockstep.sandbox.image.build import cache_directory, setup_microvm
+from lockstep.sandbox.microvm import MicroVM
+from lockstep.sandbox.qemu import Qemu
+from lockstep.tools.code import CodeStore
+from lockstep.tools.guest import draws_anew
+from lockstep.tools.host import SandboxedTools
+from lockstep.tools.starting import Guest
+
+STORE_ENV = "LOCKSTEP_STORE"
+STORE_NAME = ".lockstep"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Store:
+    """A store directory: journal, code snapshots, what the sandboxes left."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, agent: Path, named: Path | None = None) -> Store:
+        """The store named on the command line, else by the environment, else `.lockstep/` beside the agent."""
+        chosen = named or (Path(os.environ[STORE_ENV]) if os.environ.get(STORE_ENV) else agent / STORE_NAME)
+        return cls(directory=chosen.resolve())
+
+    @property
+    def holds_runs(self) -> bool:
+        """Whether there is a journal in it."""
+        return (self.directory / DATABASE).is_file()
+
+    def make(self) -> Store:
+        """The store itself, its directory made.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.directory} cannot be made: {error.strerror}.",
+                remedy=f"Choose another with --store or {STORE_ENV}.",
+            ) from error
+        return self
+
+    def journal(self, *, readonly: bool = False) -> SQLiteJournal:
+        return (SQLiteJournal.open_readonly if readonly else SQLiteJournal.open)(self.directory)
+
+    def code(self) -> CodeStore:
+        return CodeStore(self.directory / "code")
+
+    def backends(self) -> tuple[Backend, ...]:
+        state, cache = self.directory / "sandboxes", cache_directory()
+        machines = (MicroVM(state, monitor, cache, _draws_anew) for monitor in (Qemu(kvm=True), Qemu(kvm=False)))
+        return (Bubblewrap(state), GVisor(state), *machines)
+
+    def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
+        """The tool host; `backends` in place of this machine's own."""
+        guest = Guest(self.directory / "guest")
+        return SandboxedTools(self.backends() if backends is None else backends, self.code(), guest)
+
+
+def _draws_anew(spec: SandboxSpec) -> bool:
+    return draws_anew(spec.argv)
+
+
+def make_guest_image(say: Callable[[str], None]) -> None:
+    """Put the guest of the microVM tier together, or find that it is there.
+
+    Raises:
+        SandboxUnavailable: it cannot be made.
+    """
+    setup_microvm(say)
+
+
+@contextlib.asynccontextmanager
+async def opened_tools(store: Store) -> AsyncIterator[SandboxedTools]:
+    """The store's tool host; every sandbox is gone at the end."""
+    tools = store.tools()
+    try:
+        yield tools
+    finally:
+        await tools.close()
+
+
+async def findings(store: Store) -> list[Findings]:
+    """What each tier's canary saw on this machine."""
+    return [await backend.canary() for backend in store.backends()]
