@@ -1,4 +1,4 @@
-"""Which backend a tool gets: the cheapest available one that is strong enough, else what its lock accepts, else none."""
+"""Which backend a tool gets: the cheapest available that is strong enough, else what its lock accepts, else none."""
 
 from __future__ import annotations
 
