@@ -14,7 +14,7 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench airline relock clean
+.PHONY: help setup demo test check bench airline hostile relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ bench:  ## speed and memory, side by side with the peers
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
 	@.venv/bin/python examples/airline/replay.py --recording "$(RECORDING)" $(if $(LIMIT),--limit $(LIMIT))
+
+hostile:  ## hostile payloads against every isolation backend of this machine, as a table
+	@$(PYTHON) scripts/setup.py --dev
+	@.venv/bin/python tests/security/hostile.py
 
 relock:  ## requirements/*.lock again from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) scripts/setup.py --dev --no-system
