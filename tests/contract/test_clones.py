@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -142,3 +144,34 @@ def test_a_snapshot_that_does_not_load_is_named_and_removed_so_that_the_next_sta
         asyncio.run(asyncio.wait_for(said_in(own), 300))
     assert len(before - set((own / "snapshots").iterdir())) == 1
     assert not list((tmp_path / "sandboxes").iterdir())
+
+
+def test_the_monitor_runs_as_nobody_behind_a_filter_and_dies_with_its_owner(tmp_path: Path) -> None:
+    spec = SandboxSpec(argv=(*PYTHON, "-c", "print('up'); input()"), mounts={}, limits=Limits(wall_s=50))
+
+    async def scene() -> tuple[list[str], dict[str, str]]:
+        process = await backend_in(tmp_path).start(spec)
+        try:
+            assert await process.receive() == b"up"
+            (record,) = (tmp_path / "sandboxes").iterdir()
+            return _process_with(json.loads(record.read_text())["directory"])
+        finally:
+            await process.close()
+
+    command, status = asyncio.run(asyncio.wait_for(scene(), 300))
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "1"
+    assert set(status["Uid"].split()) == {"65534" if os.geteuid() == 0 else str(os.geteuid())}
+    assert status["CapEff"].strip("0") == ""
+    assert not any(word in command for word in ("-netdev", "-nic", "-net"))
+
+
+def _process_with(argument: str) -> tuple[list[str], dict[str, str]]:
+    """Command line and status of the one process with this argument."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text(errors="replace").split("\0")
+            if argument in command:
+                lines = (process / "status").read_text().splitlines()
+                return command, {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    raise AssertionError("no such process")

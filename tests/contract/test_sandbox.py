@@ -172,6 +172,8 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=BACKENDS)
 def here(request: pytest.FixtureRequest, proven: Path) -> Iterator[Here]:
+    if request.param is emulated:  # the first one boots a guest, which may take longer than any test has patience
+        asyncio.run(emulated(proven).available())
     world = Here(backend=request.param(proven), state_dir=proven, mint=PermitMint(), make=request.param)
     yield world
     assert world.traces() == []

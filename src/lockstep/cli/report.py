@@ -114,6 +114,8 @@ def _call(call: CallState) -> dict[str, Any]:
             {"name": one.name, "mime_type": one.mime_type, "bytes": len(one.data), "sha256": sha256(one.data)}
             for one in call.attachments
         ]
+    if call.degraded:
+        out["degraded"] = call.degraded
     if call.approval:
         out["approval"] = call.approval
     return out

@@ -54,6 +54,8 @@ class CallState:
     text: str = ""
     attachments: tuple[Attachment, ...] = ()
     tier: str = ""
+    degraded: str = ""
+    """The tier that was asked for, where policy accepted a weaker one."""
     duration_ms: float = 0.0
     dedupe_key: str = ""
     duplicate_of: str = ""

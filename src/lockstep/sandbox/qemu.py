@@ -321,7 +321,7 @@ def _devices(link: int, control: int, drives: Sequence[int]) -> list[str]:
 
 
 def _tuning(*, kvm: bool) -> str:
-    """What the kernel need not find out. Emulated, it can hang while measuring the clock, and wrongly distrusts it."""
+    """What the kernel need not find out. Emulated, it can hang while it measures the clock, or distrust it wrongly."""
     if kvm:
         return ""
     clock_khz = counter_khz()
