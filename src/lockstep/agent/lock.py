@@ -277,8 +277,8 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
         del settings["secrets"]
     tier = spec.policy.tier(source)
     settings["isolation"] = tier.value
-    if tier.value in spec.policy.degrade:
-        settings["degrade"] = spec.policy.degrade[tier.value]
+    if (instead := spec.policy.stand_in(tier)) is not None:
+        settings["degrade"] = instead.value
     if source.lifetime != "call":
         settings["lifetime"] = source.lifetime
     if source.untrusted:

@@ -209,6 +209,10 @@ class PolicySection(_Section):
                 raise ValueError(f"says {tier} = {instead!r}: only a weaker tier can stand in for another")
         return degrade
 
+    def stand_in(self, tier: Tier) -> Tier | None:
+        """What may stand in for this tier where a machine does not have it."""
+        return next((Tier(instead) for name, instead in self.degrade.items() if name == tier.value), None)
+
     def tier(self, source: ToolSource) -> Tier:
         """The weakest tier that the calls of this source may run in."""
         wanted = [Tier(source.isolation), Tier(self.isolation), *([Tier(self.untrusted)] if source.untrusted else [])]

@@ -18,7 +18,7 @@ from lockstep.agent.lock import (
     source_key,
 )
 from lockstep.agent.locked import LockedTool, locked_agent
-from lockstep.agent.spec import FILE_MODELS, ToolSource
+from lockstep.agent.spec import FILE_MODELS, PolicySection, ToolSource
 from lockstep.errors import ConfigError, StoreError
 from lockstep.gate.arguments import ArgumentChecker
 from lockstep.gate.gate import Describing
@@ -28,7 +28,7 @@ from lockstep.tools.client import BadReply, ServerError
 from lockstep.tools.code import CodeStore
 from lockstep.tools.egress_checks import egress_problems, private_names
 from lockstep.tools.host import SandboxedTools
-from lockstep.values import Tier, digest_json, sha256
+from lockstep.values import digest_json, sha256
 from lockstep.wiring.models import read_file_model
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
@@ -45,7 +45,7 @@ async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore)
     spec = load_spec(directory)
     definitions: dict[int, Sequence[Any]] = {}
     for index, source in enumerate(spec.tools):
-        definitions[index] = await _describe(directory, index, source, tools, code)
+        definitions[index] = await _describe(directory, index, spec.policy, source, tools, code)
     lock = resolve(directory, spec, definitions)
     check(directory, lock)
     if closed := private_names(locked_agent(lock).tools.values()):
@@ -92,11 +92,11 @@ def with_code(lock: Lock, code: CodeStore) -> Lock:
 
 
 async def _describe(
-    directory: Path, index: int, source: ToolSource, tools: SandboxedTools, code: CodeStore
+    directory: Path, index: int, policy: PolicySection, source: ToolSource, tools: SandboxedTools, code: CodeStore
 ) -> Sequence[Any]:
     files = code_files(directory, source)
     code.put(files)
-    asked = _as_tool(source, files)
+    asked = _as_tool(policy, source, files)
     permit, digest = Describing().permit(asked)
     place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
     try:
@@ -118,15 +118,20 @@ def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:
     return f"ended before it said what it offers ({how}). {last}"
 
 
-def _as_tool(source: ToolSource, files: Mapping[str, bytes]) -> LockedTool:
-    """The source as something to run: no egress, because saying what one offers needs none."""
+def _as_tool(policy: PolicySection, source: ToolSource, files: Mapping[str, bytes]) -> LockedTool:
+    """The source as something to run: no egress, because saying what one offers needs none.
+
+    It needs the tier of its calls, but for a built-in one: its own code is ours, only what it is given to run is not.
+    """
+    tier = policy.tier(source.model_copy(update={"untrusted": False}) if source.builtin else source)
     return LockedTool(
         name=source_key(source),
         definition={},
         pin=digest_json({}),
         effect=source.effect,
         dedupe_on=None,
-        tier=Tier(source.isolation),
+        tier=tier,
+        degrade=policy.stand_in(tier),
         egress=(),
         env=source.env,
         limits=source.limits,
