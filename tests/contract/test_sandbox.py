@@ -782,7 +782,8 @@ async def main():
 asyncio.run(main())
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["LOCKSTEP_RUNSC"] = shutil.which(os.environ.get("LOCKSTEP_RUNSC") or "runsc") or ""
+    for name, command in (("RUNSC", "runsc"), ("BWRAP", "bwrap"), ("QEMU", "qemu-system-x86_64")):
+        environment[f"LOCKSTEP_{name}"] = shutil.which(os.environ.get(f"LOCKSTEP_{name}") or command) or ""
     environment["LOCKSTEP_QEMU"] = shutil.which(os.environ.get("LOCKSTEP_QEMU") or "qemu-system-x86_64") or ""
     if path is not None:
         environment["PATH"] = path
