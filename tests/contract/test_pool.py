@@ -173,13 +173,17 @@ def test_what_nobody_comes_for_is_let_go(here: Here) -> None:
     play(scene)
 
 
-def test_what_waited_longest_makes_way_when_there_is_no_room(here: Here) -> None:
+def test_what_was_asked_for_longest_ago_makes_way_when_there_is_no_room(here: Here) -> None:
     async def scene() -> None:
         async with pool_of(here, replace(ROOM, idle=1)) as pool:
             first, second = recipe(here, N="1"), recipe(here, N="2")
             pool.prepare(first)
             await until(lambda: bool(pool._shelves[first.key].ready))
             pool.prepare(second)
+            assert pool._shelves[second.key].starting == 0, "what nobody has called yet drives nothing out"
+            for _ in range(2):
+                async with pool.lease(second) as lease:
+                    assert await ask(here, lease) == "1"
             await until(lambda: bool(pool._shelves[second.key].ready))
             assert not pool._shelves[first.key].ready
 

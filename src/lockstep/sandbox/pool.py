@@ -201,8 +201,8 @@ class Pool(Generic[T]):
             self._keep(self._tasks, asyncio.create_task(self._start_ahead(shelf)))
 
     def _room_to_wait(self, shelf: _Shelf[T]) -> bool:
-        """Whether one more may wait; what has waited longest on another shelf makes way for it."""
-        others = [other for other in self._shelves.values() if other is not shelf and other.ready]
+        """Whether one more may wait; one of a shelf that was asked longer ago makes way for it."""
+        others = [other for other in self._shelves.values() if other.used < shelf.used and other.ready]
         taken = sum(len(each.ready) + each.starting for each in self._shelves.values())
         if taken >= self._room.idle and others:
             oldest = min(others, key=lambda other: other.used)
