@@ -80,6 +80,7 @@ def test_a_hello_may_come_in_pieces_and_in_several_records(tmp_path: Path) -> No
         (hello(b"localhost", (0xFE0D, b"\0")), "ECH"),
         (hello(b"localhost")[:40], "ended before its ClientHello did"),
     ],
+    ids=["HTTP", "CONNECT", "SSH", "another name", "a trailing dot", "ECH", "cut off"],  # a hello is never the same
 )
 @pytest.mark.parametrize("rule", [WHOLE, NARROW])
 def test_a_tunnel_that_carries_something_else_is_closed_before_a_byte_flows(
