@@ -537,6 +537,29 @@ def test_an_event_that_nobody_can_read_is_corrupt_not_a_crash(
     assert during(store, lambda journal: journal.verify(RunId("r1"))).broken_seq == 2
 
 
+@pytest.mark.parametrize(
+    "statement, broken_seq",
+    [
+        ("UPDATE events SET body = x'ff' WHERE seq = 2", 2),
+        ("UPDATE events SET body = x'ff' WHERE seq = 1", 1),
+        ("UPDATE events SET hash = 'moon' WHERE seq = 4", 4),
+    ],
+)
+def test_a_run_that_cannot_be_read_can_be_ended_and_what_was_broken_stays_so(
+    store: Store, statement: str, broken_seq: int
+) -> None:
+    during(store, lambda journal: journal.append(RunId("r1"), 1, at(*TRAIL[:-1])))
+    store.edit(statement)
+
+    async def work(journal: Journal) -> None:
+        await journal.append(RunId("r1"), 5, at(FINISHED))
+        (row,) = await journal.runs()
+        assert (row.last, row.events) == ("run.finished", 5)
+        assert (await journal.verify(RunId("r1"))).broken_seq == broken_seq
+
+    during(store, work)
+
+
 def test_a_field_that_a_later_version_added_is_no_obstacle(store: Store) -> None:
     write_trail(store)
     store.edit("UPDATE events SET body = ? WHERE seq = 2", b'{"step":1,"digest":"x","moon":"full"}')

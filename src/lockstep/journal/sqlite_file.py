@@ -7,7 +7,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from lockstep.errors import JournalCorrupt, StoreBusy, StoreError, StoreFull
+from lockstep.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
 
 DATABASE = "journal.db"
 _ELSEWHERE = "Restore it from a copy, or use another with --store."
@@ -66,7 +66,7 @@ def translate(error: Exception, directory: Path) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0)  # absent when Python's own layer refused
     kind = code & 0xFF
     if code in _DAMAGED or kind in _DAMAGED or "no such table" in str(error):
-        return JournalCorrupt(f"The store {directory} is damaged: {error}.", remedy=_ELSEWHERE)
+        return StoreDamaged(f"The store {directory} is damaged: {error}.", remedy=_ELSEWHERE)
     if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return StoreFull(
             f"The store {directory} could not be written: {error}.", remedy="Free some space, then `lockstep resume`."

@@ -147,8 +147,8 @@ class GroupWriter:
         if known is not None:
             return known
         row = self._connection.execute(
-            "SELECT e.run, e.seq, e.hash, e.type FROM events e JOIN runs r ON r.number = e.run WHERE r.run_id = ?"
-            " ORDER BY e.seq DESC LIMIT 1",
+            "SELECT e.run, CAST(e.seq AS INTEGER), CAST(e.hash AS BLOB), e.type FROM events e JOIN runs r"
+            " ON r.number = e.run WHERE r.run_id = ? ORDER BY e.seq DESC LIMIT 1",
             (run,),
         ).fetchone()
         return _Head(row[0], row[1] + 1, row[2], row[3] == RunFinished.TYPE) if row else None

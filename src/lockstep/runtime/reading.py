@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lockstep.errors import JournalCorrupt, RunError
-from lockstep.journal.events import Recorded, RunStarted
-from lockstep.journal.port import Journal
+from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
+from lockstep.journal.events import Recorded, RunFinished, RunStarted
+from lockstep.journal.port import Journal, RunRow
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.kernel.transcript import Transcript
@@ -24,6 +24,18 @@ class History:
 
     messages: tuple[Message, ...]
     receipts: Mapping[str, Receipt]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreadable:
+    """A run that the list names and nobody can read, and why."""
+
+    row: RunRow
+    why: str
+
+    @property
+    def finished(self) -> bool:
+        return self.row.last == RunFinished.TYPE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +68,20 @@ async def read_state(journal: Journal, run: RunId) -> State:
     return fold(start(run, UNSEEDED), await read_run(journal, run))
 
 
+async def read_row(journal: Journal, row: RunRow) -> State | Unreadable:
+    """The state of a run of the list; a broken one is a value, so that it hides no other.
+
+    Raises:
+        StoreDamaged: not this run alone is broken.
+    """
+    try:
+        return await read_state(journal, row.run)
+    except StoreDamaged:
+        raise
+    except (JournalCorrupt, RunError) as error:
+        return Unreadable(row=row, why=error.message)
+
+
 async def read_history(journal: Journal, run: RunId, started: RunStarted, *, receipts: bool) -> History:
     """What earlier runs of the session leave to this one: messages of those in its window, and all their receipts.
 
@@ -78,15 +104,18 @@ async def _earlier(journal: Journal, session: str, run: RunId) -> list[RunId]:
     return oldest_first[: oldest_first.index(run)]
 
 
-async def waiting(journal: Journal) -> list[Waiting]:
-    """Everything that waits for a person, oldest first."""
-    out: list[Waiting] = []
-    for row in reversed(await journal.runs()):
-        if row.last == "run.finished":
-            continue
-        state = await read_state(journal, row.run)
-        if state.status is not Status.FINISHED:
-            out += [
-                Waiting(state=state, call=call) for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)
-            ]
-    return out
+async def unfinished(journal: Journal) -> list[State | Unreadable]:
+    """Every run that has not finished, oldest first."""
+    rows = [row for row in reversed(await journal.runs()) if row.last != RunFinished.TYPE]
+    return [await read_row(journal, row) for row in rows]
+
+
+def waiting(runs: Iterable[State | Unreadable]) -> list[Waiting]:
+    """Everything in these runs that waits for a person."""
+    return [
+        Waiting(state=state, call=call)
+        for state in runs
+        if isinstance(state, State) and state.status is not Status.FINISHED
+        for call in state.calls
+        if call.phase in (Phase.WAITING, Phase.DOUBTED)
+    ]
