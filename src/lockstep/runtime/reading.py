@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
@@ -82,26 +82,44 @@ async def read_row(journal: Journal, row: RunRow) -> State | Unreadable:
         return Unreadable(row=row, why=error.message)
 
 
-async def read_history(journal: Journal, run: RunId, started: RunStarted, *, receipts: bool) -> History:
-    """What earlier runs of the session leave to this one: messages of those in its window, and all their receipts.
+async def read_history(
+    journal: Journal, session: str, previous: Sequence[RunId], *, before: RunId | None, receipts: bool
+) -> History:
+    """What earlier runs of a session leave to `before`, or to a run that is yet to begin.
 
-    With `receipts` every earlier run of the session is read: what must not be repeated outlives the window.
+    That is the messages of `previous`, the runs in its window. With `receipts` every earlier run of the session is
+    read: what must not be repeated outlives the window.
+
+    Raises:
+        JournalCorrupt: one of them cannot be read. What it did is not known, so the session does not go on.
     """
-    runs = await _earlier(journal, started.session, run) if receipts else started.previous
+    runs = await _earlier(journal, session, before) if receipts else previous
     messages: list[Message] = []
-    kept: Mapping[str, Receipt] = {}
+    kept: dict[str, Receipt] = {}
     for earlier in runs:
-        state = fold(start(earlier, UNSEEDED, kept), await read_run(journal, earlier))
-        kept = state.receipts
-        if earlier in started.previous:
+        state = await _read_earlier(journal, session, earlier)
+        kept |= state.receipts
+        if earlier in previous:
             messages.extend(state.transcript.messages)
     return History(messages=tuple(messages), receipts=kept)
 
 
-async def _earlier(journal: Journal, session: str, run: RunId) -> list[RunId]:
-    """The runs of a session before this one, oldest first."""
+async def _read_earlier(journal: Journal, session: str, run: RunId) -> State:
+    try:
+        return await read_state(journal, run)
+    except StoreDamaged:
+        raise
+    except (JournalCorrupt, RunError) as error:
+        raise JournalCorrupt(
+            f"Session {session!r} cannot go on, because what its run {run} did is not known: {error.message}",
+            remedy=f"Begin another session; `lockstep verify {run}` says where its record stops holding.",
+        ) from error
+
+
+async def _earlier(journal: Journal, session: str, before: RunId | None) -> list[RunId]:
+    """The runs of a session before one of them, or all, oldest first."""
     oldest_first = [row.run for row in reversed(await journal.runs(session=session))]
-    return oldest_first[: oldest_first.index(run)]
+    return oldest_first if before is None else oldest_first[: oldest_first.index(before)]
 
 
 async def unfinished(journal: Journal) -> list[State | Unreadable]:

@@ -7,17 +7,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from inprocess import ASK_BOOK, Functions, ListedModel, call, driver_of, locked_agent, reply
+from inprocess import ASK_BOOK, BOOK, LOOK, Functions, ListedModel, call, driver_of, locked_agent, reply, started
 from test_driver import BA1, during, run_of
 
-from lockstep.errors import RunError
+from lockstep.agent.locked import LockedTool
+from lockstep.errors import JournalCorrupt, RunError
 from lockstep.journal import events as ev
 from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import State, Status
+from lockstep.runtime import driver
 from lockstep.runtime.answers import answer_approval, cancel
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import Unreadable, read_row, unfinished, waiting
+from lockstep.values import RunId
 
 BROKEN = {
     "a body": "UPDATE events SET body = x'ff' WHERE run = 1 AND seq = 2",
@@ -88,3 +91,47 @@ def test_a_run_that_cannot_be_read_is_ended_by_cancel_and_its_chain_goes_on(brok
             await cancel(journal, row.run, by="ada")
 
     during(broken, work)
+
+
+# --- the history of a session ---
+
+
+def booking(journal: Journal, tools: Functions, window_runs: int = 20) -> Driver:
+    model = ListedModel(reply(call("book", BA1)), reply(text="Booked."))
+    return driver_of(journal, model, tools, locked_agent(window_runs=window_runs))
+
+
+@pytest.mark.parametrize("tools, window_runs", [((BOOK,), 0), ((LOOK,), 20)], ids=["its receipts", "its messages"])
+def test_a_session_with_a_run_that_counts_and_cannot_be_read_takes_no_other_and_says_the_way_out(
+    path: Path, tools: tuple[LockedTool, ...], window_runs: int
+) -> None:
+    async def work(journal: SQLiteJournal) -> None:
+        agent = locked_agent(*tools, window_runs=window_runs)
+        driving = driver_of(journal, ListedModel(reply()), Functions(), agent)
+        (broken,) = [row.run for row in await journal.runs()]
+        with pytest.raises(JournalCorrupt, match=f"'s1' cannot go on, because what its run {broken} did") as caught:
+            await driving.start(started())
+        assert "Begin another session" in caught.value.remedy
+        assert len(await journal.runs()) == 1, "nothing of the refused run is on record"
+        assert (await run_of(driving, session="s2")).stop_reason == "completed"
+
+    during(path, lambda journal: run_of(driver_of(journal, ListedModel(reply()), Functions())))
+    edit(path, "UPDATE events SET body = x'ff' WHERE seq = 2")
+    during(path, work)
+
+
+def test_reading_the_history_costs_a_run_none_of_its_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1_000_000]
+
+    async def slowly(self: SQLiteJournal, run: RunId, after_seq: int = 0) -> list[ev.Recorded]:
+        recorded = await read(self, run, after_seq)
+        clock[0] += 60_000 * any(item.event.TYPE == ev.RunFinished.TYPE for item in recorded)
+        return recorded
+
+    read = SQLiteJournal.read
+    during(path, lambda journal: run_of(booking(journal, Functions())))
+    monkeypatch.setattr(SQLiteJournal, "read", slowly)
+    monkeypatch.setattr(driver, "now_ms", lambda: clock[0])
+    state = during(path, lambda journal: run_of(driver_of(journal, ListedModel(reply()), Functions())))
+    assert clock[0] > 1_000_000, "the history was read"
+    assert state.active_ms(clock[0]) == 0
