@@ -37,7 +37,7 @@ class Store(Protocol):
     def open(self) -> Journal: ...
 
     def edit(self, statement: str, *values: object) -> None:
-        """Run one SQL statement on the stored `events (run, seq, at, type, body, hash)`, `blobs` or `runs`."""
+        """Run one SQL statement on the stored `events (run, seq, at, type, body, hash)`, `blobs`, `runs` or `extracts`."""
 
 
 class SQLiteStore:
@@ -419,6 +419,74 @@ def test_runs_are_found_by_the_beginning_of_their_id_newest_first_ten_at_most(st
         assert await journal.find("ab") == []
 
     during(store, work)
+
+
+# --- what is kept of the runs of a session ---
+
+EXTRACT = b'{"receipts":{}}'
+
+
+async def three_runs(journal: Journal) -> None:
+    """r0 and r2 of a session have finished, r1 has not; r3 is of another."""
+    for number, events in enumerate(((begun(), FINISHED), (begun(),), (begun(), CONTEXT, FINISHED), (begun("s2"),))):
+        await journal.append(RunId(f"r{number}"), 1, at(*events))
+
+
+def test_the_runs_of_a_session_are_given_oldest_first_with_what_was_kept_of_each(store: Store) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        assert [(row.run, row.finished, row.extract) for row in await journal.session("s1")] == [
+            ("r0", True, None),
+            ("r1", False, None),
+            ("r2", True, None),
+        ]
+        large = b'{"text":"%b"}' % (b"x" * 100_000)
+        await journal.keep({RunId("r0"): EXTRACT, RunId("r2"): large})
+        assert [row.extract for row in await journal.session("s1")] == [EXTRACT, None, large]
+        await journal.keep({RunId("r2"): EXTRACT})
+        assert [row.extract for row in await journal.session("s1")] == [EXTRACT, None, EXTRACT]
+        assert [row.run for row in await journal.session("s1", before=RunId("r2"))] == ["r0", "r1"]
+        assert await journal.session("s1", before=RunId("r0")) == []
+        assert await journal.session("nobody's") == []
+
+    during(store, work)
+    kept = [row.extract for row in during(store, lambda journal: journal.session("s1"))]
+    assert kept == [EXTRACT, None, EXTRACT]
+
+
+def test_nothing_is_kept_of_a_run_that_has_not_finished_or_is_not_there(store: Store) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        await journal.keep({RunId("r1"): EXTRACT, RunId("nobody"): EXTRACT})
+        assert [row.extract for row in await journal.session("s1")] == [None, None, None]
+        await journal.append(RunId("r1"), 2, at(FINISHED))
+        assert [row.extract for row in await journal.session("s1")] == [None, None, None]
+
+    during(store, work)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM extracts WHERE run = 1",
+        "UPDATE extracts SET body = '{}' WHERE run = 1",
+        "UPDATE extracts SET body = x'ff' WHERE run = 1",
+        "UPDATE extracts SET body = 7 WHERE run = 1",
+        "UPDATE extracts SET hash = zeroblob(32) WHERE run = 1",
+        "UPDATE extracts SET hash = (SELECT hash FROM extracts WHERE run = 3) WHERE run = 1",
+        "UPDATE events SET hash = zeroblob(32) WHERE run = 1 AND seq = 2",
+        "DELETE FROM events WHERE run = 1 AND seq = 2",
+        "UPDATE events SET type = 'run.resumed' WHERE run = 1 AND seq = 2",
+    ],
+)
+def test_what_was_kept_is_not_given_when_it_is_not_that_of_the_run_as_it_is(store: Store, statement: str) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        await journal.keep({RunId("r0"): EXTRACT, RunId("r2"): EXTRACT})
+
+    during(store, work)
+    store.edit(statement)
+    assert [row.extract for row in during(store, lambda journal: journal.session("s1"))] == [None, None, EXTRACT]
 
 
 # --- verifying ---
@@ -827,6 +895,33 @@ def test_migrations_go_forward_by_number_and_keep_what_is_there(
         assert connection.execute("PRAGMA user_version").fetchone() == (len(migrations.MIGRATIONS),)
         assert connection.execute("SELECT x, y FROM second").fetchall() == [(1, "2")]
     connection.close()
+
+
+def test_a_store_of_the_first_schema_is_read_as_it_is_and_brought_forward_by_writing(
+    sqlite_store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
+        write_trail(sqlite_store)
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(sqlite_store.directory)
+        assert len(await reader.read(RunId("r1"))) == len(TRAIL)
+        assert [row.extract for row in await reader.session("s1")] == [None]
+        await reader.close()
+
+    asyncio.run(look())
+    during(sqlite_store, lambda journal: journal.keep({RunId("r1"): EXTRACT}))
+    assert [row.extract for row in during(sqlite_store, lambda journal: journal.session("s1"))] == [EXTRACT]
+    asyncio.run(look_kept(sqlite_store))
+
+
+async def look_kept(store: SQLiteStore) -> None:
+    reader = SQLiteJournal.open_readonly(store.directory)
+    assert [row.extract for row in await reader.session("s1")] == [EXTRACT]
+    with pytest.raises(StoreError, match="read only"):
+        await reader.keep({RunId("r1"): EXTRACT})
+    await reader.close()
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(

@@ -35,7 +35,7 @@ from lockstep.kernel.state import Phase, State, Status
 from lockstep.runtime.answers import answer_approval, reconcile
 from lockstep.runtime.answers import cancel as cancel_run
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished, waiting
+from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished, verify_run, waiting
 from lockstep.runtime.recording import recording_of
 from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import locking, models, running, stores
@@ -226,7 +226,7 @@ async def cancel(store: Path | None, name: str, by: str) -> int:
 async def verify(store: Path | None, name: str, json: bool) -> int:
     async with looking(store) as journal:
         run_id = await find(journal, name)
-        seen = await journal.verify(run_id)
+        seen = await verify_run(journal, run_id)
     whole = seen.broken_seq is None
     if json:
         print_json(
