@@ -37,7 +37,7 @@ class Store(Protocol):
     def open(self) -> Journal: ...
 
     def edit(self, statement: str, *values: object) -> None:
-        """Run one SQL statement on the stored `events (run, seq, at, type, body, hash)`, `blobs`, `runs` or `extracts`."""
+        """Run one SQL statement on what is stored: `events (run, seq, at, type, body, hash)`, `blobs`, `runs`, ..."""
 
 
 class SQLiteStore:
@@ -948,3 +948,75 @@ def test_where_no_store_can_be_the_sentence_says_so(sqlite_store: SQLiteStore, t
     (sqlite_store.directory / DATABASE).mkdir(parents=True)
     with pytest.raises(StoreError, match="unable to open"):
         sqlite_store.open()
+
+
+# --- SQLite: a store that may only be read ---
+
+
+@pytest.fixture
+def frozen(sqlite_store: SQLiteStore) -> Iterator[Callable[[], Path]]:
+    """Makes the store one that nobody may write to, and says where it is."""
+    place = sqlite_store.directory
+
+    def freeze() -> Path:
+        if os.geteuid() != 0:
+            for path in (*place.iterdir(), place):
+                path.chmod(0o500 if path == place else 0o400)
+            return place
+        for mount in (["--bind", place, place], ["-o", "remount,ro,bind", place]):
+            if subprocess.run(["mount", *mount], check=False).returncode == 0:
+                continue
+            pytest.skip("this container may not mount anything")
+        return place
+
+    yield freeze
+    if os.geteuid() == 0:
+        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
+    else:
+        place.chmod(0o700)
+
+
+def test_a_store_that_may_only_be_read_is_read(sqlite_store: SQLiteStore, frozen: Callable[[], Path]) -> None:
+    head = write_trail(sqlite_store)
+    place = frozen()
+    before = sorted(place.iterdir())
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(place)
+        assert [row.run for row in await reader.runs()] == ["r1"]
+        assert len(await reader.read(RunId("r1"))) == len(TRAIL)
+        assert (await reader.verify(RunId("r1"))).head == head
+        await reader.close()
+
+    asyncio.run(look())
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SQLiteJournal.open(place)
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("index", ["with its index", "without"])
+def test_a_store_whose_writer_died_is_read_whole_or_not_at_all(
+    sqlite_store: SQLiteStore, frozen: Callable[[], Path], index: str
+) -> None:
+    with python(WRITER, sqlite_store.directory, Path(__file__).parent) as process:
+        assert process.stdout is not None
+        for _ in range(8):
+            process.stdout.readline()
+        process.kill()
+        process.wait(WAIT_S)
+    assert (sqlite_store.directory / f"{DATABASE}-wal").stat().st_size > 0
+    if index == "without":
+        (sqlite_store.directory / f"{DATABASE}-shm").unlink()
+    place = frozen()
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(place)
+        assert sum(row.events for row in await reader.runs()) >= 8
+        await reader.close()
+
+    if index == "without":
+        with pytest.raises(StoreError, match="The newest events of the store") as caught:
+            asyncio.run(look())
+        assert "Copy the store" in caught.value.remedy
+    else:
+        asyncio.run(look())

@@ -11,6 +11,7 @@ from lockstep.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
 
 DATABASE = "journal.db"
 _ELSEWHERE = "Restore it from a copy, or use another with --store."
+_NO_FILES_BESIDE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 _DAMAGED = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ}
 )
@@ -20,20 +21,46 @@ def connect(path: Path, *, readonly: bool) -> sqlite3.Connection:
     """A connection to a store that exists; every commit of it is on disk before it returns.
 
     Raises:
-        StoreError: the file cannot be opened.
+        StoreError: the file cannot be opened, or not without writing beside it.
     """
     try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode={'ro' if readonly else 'rw'}",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=10,
-        )
-        connection.execute("PRAGMA synchronous=FULL")
-        return connection
+        return _connect_to_read(path) if readonly else _connect(path, "mode=rw")
     except sqlite3.Error as error:
         raise translate(error, path.parent) from error
+
+
+def _connect(path: Path, how: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.resolve().as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False, timeout=10
+    )
+    try:
+        connection.execute("PRAGMA synchronous=FULL")  # also the first look at the file
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Beside a writer, as SQLite does it; where it may make no files for that, the database as it lies there."""
+    try:
+        return _connect(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in _NO_FILES_BESIDE:
+            raise
+    if _holds_anything(path.with_name(f"{path.name}-wal")):
+        raise StoreError(
+            f"The newest events of the store {path.parent} are in {path.name}-wal, which is not read without writing.",
+            remedy="Copy the store to where you may write and name the copy with --store.",
+        )
+    return _connect(path, "immutable=1")  # nobody changes it: who writes to a store has a -wal
+
+
+def _holds_anything(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def hold(directory: Path) -> int:
