@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from lockstep.errors import FenceConflict, JournalCorrupt, StoreBusy, StoreError, StoreFull
+from lockstep.errors import FenceConflict, JournalCorrupt, StoreBusy, StoreDamaged, StoreError, StoreFull
 from lockstep.journal import codec, migrations
 from lockstep.journal import events as ev
 from lockstep.journal.port import Entry, Journal
@@ -859,6 +859,55 @@ def test_a_truncated_database_is_damaged_when_it_is_read(sqlite_store: SQLiteSto
 
     with pytest.raises(JournalCorrupt, match=r"is damaged|is missing"):
         during(sqlite_store, read_all)
+
+
+def pages_of(path: Path, name: str) -> tuple[int, list[int]]:
+    """The size of a page, and the leaves of a table or index."""
+    connection = sqlite3.connect(path)
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    connection.close()
+    data = path.read_bytes()
+    page = data[(root - 1) * size : root * size]
+    if page[0] in (10, 13):
+        return size, [root]
+    cells = [int.from_bytes(page[12 + 2 * n : 14 + 2 * n]) for n in range(int.from_bytes(page[3:5]))]
+    return size, [int.from_bytes(page[cell : cell + 4]) for cell in cells] + [int.from_bytes(page[8:12])]
+
+
+@pytest.mark.parametrize("number_of_runs", [3, 300])
+@pytest.mark.parametrize("where", ["runs", "runs_by_session", "sqlite_autoindex_runs_1"])
+@pytest.mark.parametrize("which", [0, -1], ids=["first page", "last page"])
+@pytest.mark.parametrize("how", ["emptied", "one cell less", "zeroed"])
+def test_a_damaged_page_of_the_list_of_runs_hides_none_of_them(
+    sqlite_store: SQLiteStore, number_of_runs: int, where: str, which: int, how: str
+) -> None:
+    async def work(journal: Journal) -> None:
+        runs = (journal.append(RunId(f"r{number:03}"), 1, at(begun())) for number in range(number_of_runs))
+        await asyncio.gather(*runs)
+
+    during(sqlite_store, work)
+    path = sqlite_store.directory / DATABASE
+    size, leaves = pages_of(path, where)
+    start = (leaves[which] - 1) * size
+    data = bytearray(path.read_bytes())
+    if how == "zeroed":
+        data[start : start + size] = bytes(size)
+    else:
+        cells = int.from_bytes(data[start + 3 : start + 5])
+        data[start + 3 : start + 5] = (0 if how == "emptied" else cells - 1).to_bytes(2)
+    path.write_bytes(data)
+    for opening in (SQLiteJournal.open, SQLiteJournal.open_readonly):
+        with pytest.raises(StoreDamaged, match="is damaged") as caught:
+            opening(sqlite_store.directory)
+        assert "Restore it from a copy" in caught.value.remedy
+
+
+def test_a_run_that_was_taken_out_of_the_list_is_missed(sqlite_store: SQLiteStore) -> None:
+    write_trail(sqlite_store)
+    sqlite_store.edit("DELETE FROM runs")
+    with pytest.raises(StoreDamaged, match="of its 1 runs only 0 can be found"):
+        sqlite_store.open()
 
 
 def test_a_database_that_is_no_store_is_damaged(sqlite_store: SQLiteStore) -> None:

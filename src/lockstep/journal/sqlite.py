@@ -18,7 +18,7 @@ from lockstep.journal.codec import GENESIS, decode, encode, link, seal, unpack
 from lockstep.journal.events import Event, Recorded, RunFinished, RunStarted
 from lockstep.journal.migrations import OLDEST_READABLE, check_version, migrate
 from lockstep.journal.port import Entry, RunRow, SessionRun, Verification
-from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
+from lockstep.journal.sqlite_file import DATABASE, connect, hold, require_all_runs, translate
 from lockstep.journal.sqlite_writer import Append, GroupWriter, Keep
 from lockstep.values import Digest, RunId, sha256
 
@@ -69,7 +69,7 @@ class SQLiteJournal:
             ) from error
         try:
             migrate(directory / DATABASE)
-            return cls(directory, lock_fd=lock_fd)
+            return cls(directory, lock_fd=lock_fd)._whole()
         except BaseException:
             os.close(lock_fd)
             raise
@@ -86,7 +86,7 @@ class SQLiteJournal:
             raise StoreError(
                 f"There is no store at {directory}.", remedy="Run an agent first, or name it with --store."
             )
-        journal = cls(directory, lock_fd=None)
+        journal = cls(directory, lock_fd=None)._whole()
         try:
             if check_version(journal._reader, path) < OLDEST_READABLE:
                 raise StoreError(
@@ -99,6 +99,14 @@ class SQLiteJournal:
             journal._reader.close()
             raise
         return journal
+
+    def _whole(self) -> Self:
+        try:
+            require_all_runs(self._reader, self.directory)
+        except StoreError:
+            self._reader.close()
+            raise
+        return self
 
     async def append(self, run: RunId, first_seq: int, entries: Sequence[Entry]) -> None:
         started = _beginning(run, first_seq, entries)

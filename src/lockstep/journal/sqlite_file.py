@@ -11,7 +11,14 @@ from lockstep.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
 
 DATABASE = "journal.db"
 _ELSEWHERE = "Restore it from a copy, or use another with --store."
+_RUNS_THERE = (
+    "SELECT (SELECT count(*) FROM runs NOT INDEXED), (SELECT coalesce(max(number), 0) FROM runs NOT INDEXED),"
+    " (SELECT count(*) FROM runs INDEXED BY runs_by_session WHERE session >= ''),"
+    " (SELECT count(*) FROM runs INDEXED BY sqlite_autoindex_runs_1 WHERE run_id >= ''),"
+    " (SELECT coalesce(max(run), 0) FROM events)"
+)
 _NO_FILES_BESIDE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+_DAMAGED_SAID = ("no such table", "no such index", "Could not decode to UTF-8")
 _DAMAGED = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ}
 )
@@ -35,6 +42,7 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA synchronous=FULL")  # also the first look at the file
+        connection.execute("PRAGMA cell_size_check=ON")
     except BaseException:
         connection.close()
         raise
@@ -61,6 +69,23 @@ def _holds_anything(path: Path) -> bool:
         return path.stat().st_size > 0
     except FileNotFoundError:
         return False
+
+
+def require_all_runs(connection: sqlite3.Connection, directory: Path) -> None:
+    """Runs are numbered from 1 without a gap and none is ever removed, so one that a damaged page hides is missed.
+
+    Raises:
+        StoreDamaged: the list of runs, one of its indexes or both hold fewer than there are.
+    """
+    try:
+        listed, last, in_session, by_id, with_events = connection.execute(_RUNS_THERE).fetchone()
+    except sqlite3.Error as error:
+        raise translate(error, directory) from error
+    there = max(last, with_events)
+    if (found := min(listed, in_session, by_id)) != there:
+        raise StoreDamaged(
+            f"The store {directory} is damaged: of its {there} runs only {found} can be found.", remedy=_ELSEWHERE
+        )
 
 
 def hold(directory: Path) -> int:
@@ -92,7 +117,7 @@ def translate(error: Exception, directory: Path) -> StoreError:
     """What a failure of SQLite means for the user of the store."""
     code = getattr(error, "sqlite_errorcode", 0)  # absent when Python's own layer refused
     kind = code & 0xFF
-    if code in _DAMAGED or kind in _DAMAGED or "no such table" in str(error):
+    if code in _DAMAGED or kind in _DAMAGED or any(said in str(error) for said in _DAMAGED_SAID):
         return StoreDamaged(f"The store {directory} is damaged: {error}.", remedy=_ELSEWHERE)
     if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return StoreFull(
