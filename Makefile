@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
 #   RECORDING=... LIMIT=n   what `make airline` replays
+#   FIRECRACKER_BIN=file JAILER_BIN=file   what `make test-nested` runs (the jailer may lie beside it)
 #   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
 
 PYTHON ?= python3
@@ -14,10 +15,10 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench airline relock clean
+.PHONY: help setup demo test test-nested check bench airline hostile relock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## .venv with what running needs, and runsc and bubblewrap where they are missing
 	@$(PYTHON) scripts/setup.py
@@ -29,6 +30,10 @@ demo:  ## the travel example from a request to a booking, offline, in sandboxes
 test:  ## the tests; TESTS=tests/unit narrows
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python -m pytest -m nested tests/nested
 
 check:  ## format, lint and types
 	@$(PYTHON) scripts/setup.py --dev --no-system
@@ -43,6 +48,10 @@ bench:  ## speed and memory, side by side with the peers
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
 	@.venv/bin/python examples/airline/replay.py --recording "$(RECORDING)" $(if $(LIMIT),--limit $(LIMIT))
+
+hostile:  ## hostile payloads against every isolation backend of this machine, as a table
+	@$(PYTHON) scripts/setup.py --dev
+	@.venv/bin/python tests/security/hostile.py
 
 relock:  ## requirements/*.lock again from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) scripts/setup.py --dev --no-system

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +28,8 @@ PYTHON = VENV / "bin/python"
 STAMP = VENV / "lockstep-setup.txt"
 LOG = VENV / "lockstep-setup.log"
 INSTALLER_LOCK = ROOT / "requirements/installer.lock"
-APT_LIST = ROOT / "requirements/apt.txt"
+APT_LISTS = (ROOT / "requirements/apt.txt", ROOT / "requirements/apt-dev.txt")
+"""What running needs, and what testing needs beyond that."""
 LOG_TAIL_LINES = 15
 APT_LOCK_WAIT_S = 120
 
@@ -53,7 +54,8 @@ def main() -> int:
         with one_setup_at_a_time():
             if not options.system_only:
                 ensure_environment("dev" if options.dev else "run")
-            remedy = None if options.no_system else ensure_system_packages()
+            lists = APT_LISTS if options.dev else APT_LISTS[:1]
+            remedy = None if options.no_system else ensure_system_packages(lists)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
@@ -184,9 +186,9 @@ def logged(command: list[str | Path]) -> bool:
 # System packages
 
 
-def ensure_system_packages() -> str | None:
-    """Install what `requirements/apt.txt` lists and the machine lacks; return the remedy when that cannot be done."""
-    missing = missing_packages()
+def ensure_system_packages(lists: Sequence[Path]) -> str | None:
+    """Install what these lists name and the machine lacks; return the remedy when that cannot be done."""
+    missing = missing_packages(lists)
     if not missing:
         return None
     if not can_install_packages():
@@ -194,15 +196,15 @@ def ensure_system_packages() -> str | None:
         return f"sandboxes need {' and '.join(missing)}, not installed here: {what} `{apt_command(missing)}`."
     say(f"installing {', '.join(missing)} with apt-get")
     failure = apt_install(missing)
-    still = missing_packages()
+    still = missing_packages(lists)
     if still:
         return f"{' and '.join(still)} could not be installed; `{apt_command(still)}` says:\n{failure}"
     return None
 
 
-def missing_packages() -> list[str]:
-    """Return the packages of `requirements/apt.txt` whose command is not there."""
-    lines = (line.split("#")[0].split() for line in APT_LIST.read_text().splitlines())
+def missing_packages(lists: Sequence[Path]) -> list[str]:
+    """Return the packages of these lists whose command is not there."""
+    lines = (line.split("#")[0].split() for each in lists for line in each.read_text().splitlines())
     return [package for package, command in filter(None, lines) if shutil.which(command) is None]
 
 

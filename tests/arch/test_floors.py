@@ -13,6 +13,7 @@ OUTSIDE = ("__init__", "__main__")
 """The package's own face and `python -m lockstep`; they stand on no floor."""
 CONCRETE = (
     "lockstep.journal.sqlite",
+    "lockstep.sandbox.firecracker",
     "lockstep.sandbox.gvisor",
     "lockstep.model.providers",
     "lockstep.model.recorded",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 from guest_cache import guest_cache
 
+from lockstep.errors import SandboxUnavailable
 from lockstep.gate.permit import PermitMint
 from lockstep.sandbox.contract import Limits, Process, SandboxSpec
 from lockstep.sandbox.microvm import PYTHON, MicroVM
@@ -114,24 +117,61 @@ def test_a_tool_that_speaks_before_it_is_asked_is_started_anew_each_time(tmp_pat
     assert first != second
 
 
-def test_a_snapshot_that_does_not_load_is_made_anew(tmp_path: Path) -> None:
-    cache = guest_cache()
-    own = tmp_path / "cache"
-    own.mkdir()
-    (own / "guest").symlink_to(cache / "guest")
+def test_a_snapshot_that_does_not_load_is_named_and_removed_so_that_the_next_start_makes_it_anew(
+    tmp_path: Path,
+) -> None:
+    cache, own = guest_cache(), tmp_path / "cache"
     spec = SandboxSpec(argv=(*PYTHON, "-c", "print('up')"), mounts={}, limits=Limits(wall_s=50))
 
-    async def scene() -> bytes:
-        process = await MicroVM(tmp_path, Qemu(kvm=False), own).start(spec)
+    async def said_in(directory: Path) -> bytes:
+        process = await MicroVM(tmp_path, Qemu(kvm=False), directory).start(spec)
         try:
             return await process.receive()
         finally:
             await process.close()
 
-    assert asyncio.run(asyncio.wait_for(scene(), 300)) == b"up"
-    (snapshot,) = (own / "snapshots").iterdir()
-    (snapshot / "state").write_bytes(b"not a state")
-    with pytest.raises(Exception, match=r"could not|refused|sensibly"):
-        asyncio.run(asyncio.wait_for(scene(), 300))
-    assert asyncio.run(asyncio.wait_for(scene(), 300)) == b"up"
+    assert asyncio.run(asyncio.wait_for(said_in(cache), 300)) == b"up"
+    (own / "snapshots").mkdir(parents=True)
+    (own / "guest").symlink_to(cache / "guest")
+    for snapshot in (cache / "snapshots").iterdir():
+        (own / "snapshots" / snapshot.name).mkdir()
+        for file in snapshot.iterdir():
+            (own / "snapshots" / snapshot.name / file.name).symlink_to(file)
+        (own / "snapshots" / snapshot.name / "state").unlink()
+        (own / "snapshots" / snapshot.name / "state").write_bytes(b"not a state")
+    before = set((own / "snapshots").iterdir())
+    with pytest.raises(SandboxUnavailable, match="could not save or load"):
+        asyncio.run(asyncio.wait_for(said_in(own), 300))
+    assert len(before - set((own / "snapshots").iterdir())) == 1
     assert not list((tmp_path / "sandboxes").iterdir())
+
+
+def test_the_monitor_runs_as_nobody_behind_a_filter_and_dies_with_its_owner(tmp_path: Path) -> None:
+    spec = SandboxSpec(argv=(*PYTHON, "-c", "print('up'); input()"), mounts={}, limits=Limits(wall_s=50))
+
+    async def scene() -> tuple[list[str], dict[str, str]]:
+        process = await backend_in(tmp_path).start(spec)
+        try:
+            assert await process.receive() == b"up"
+            (record,) = (tmp_path / "sandboxes").iterdir()
+            return _process_with(json.loads(record.read_text())["directory"])
+        finally:
+            await process.close()
+
+    command, status = asyncio.run(asyncio.wait_for(scene(), 300))
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "1"
+    assert set(status["Uid"].split()) == {"65534" if os.geteuid() == 0 else str(os.geteuid())}
+    assert status["CapEff"].strip("0") == ""
+    assert not any(word in command for word in ("-netdev", "-nic", "-net"))
+
+
+def _process_with(argument: str) -> tuple[list[str], dict[str, str]]:
+    """Command line and status of the one process with this argument."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text(errors="replace").split("\0")
+            if argument in command:
+                lines = (process / "status").read_text().splitlines()
+                return command, {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    raise AssertionError("no such process")

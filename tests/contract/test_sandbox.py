@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -171,6 +172,8 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=BACKENDS)
 def here(request: pytest.FixtureRequest, proven: Path) -> Iterator[Here]:
+    if request.param is emulated:  # the first one boots a guest, which may take longer than any test has patience
+        asyncio.run(emulated(proven).available())
     world = Here(backend=request.param(proven), state_dir=proven, mint=PermitMint(), make=request.param)
     yield world
     assert world.traces() == []
@@ -466,6 +469,22 @@ def test_nothing_survives_to_the_next_sandbox(here: Here) -> None:
         assert await here.ask(f"answer({look})") == clean
         assert isinstance(clean, list)
         assert clean[:2] == [[], []]
+
+    play(scene)
+
+
+def test_sandboxes_started_at_once_draw_nothing_alike_and_have_the_right_time(here: Here) -> None:
+    code = """
+import random, time, uuid
+answer([os.urandom(16).hex(), random.random(), str(uuid.uuid4()), time.time()])
+"""
+
+    async def scene() -> None:
+        drawn = [await each for each in [asyncio.create_task(here.ask(code)) for _ in range(10)]]
+        *randomness, clocks = zip(*drawn, strict=True)  # type: ignore[arg-type]
+        assert [len(set(values)) for values in randomness] == [10, 10, 10]
+        now = time.time()
+        assert all(abs(now - clock) < 60 for clock in clocks)
 
     play(scene)
 

@@ -122,6 +122,8 @@ def _call(call: CallState) -> dict[str, Any]:
         "tier": call.tier or None,
         "duration_ms": call.duration_ms,
     }
+    if call.degraded:
+        out["degraded"] = call.degraded
     if call.approval:
         out["approval"] = call.approval
     return out

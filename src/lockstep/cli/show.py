@@ -17,6 +17,7 @@ from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
 from lockstep.runtime.reading import Unreadable
 from lockstep.telemetry.tree import Node, Spent, build_tree
+from lockstep.values import Tier
 
 _VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "red"}
 _MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
@@ -59,11 +60,12 @@ class Live:
             case ev.ApprovalRefused():
                 self._line("ask", f"[red]refused[/] by {plain(event.by)}{_because(event.because)}")
             case ev.EffectSettled():
-                took = f"[dim]({event.tier} start {_duration(event.start_ms)}, run {_duration(event.run_ms)})[/]"
                 said = one_line(event.text, _LIVE_CHARS)
-                self._line("tool", f"{_name(state.call(event.call))} {_outcome(event.outcome)} {said} {took}")
+                where = f"{_degraded(event.degraded)}[dim]({_took(event)})[/]"
+                self._line("tool", f"{_name(state.call(event.call))} {_outcome(event.outcome)} {said} {where}")
             case ev.EffectDoubted():
-                self._line("tool", f"{_name(state.call(event.call))} [red]in doubt[/]: {plain(event.why)}")
+                doubt = f"[red]in doubt[/]: {plain(event.why)} {_degraded(event.degraded)}".rstrip()
+                self._line("tool", f"{_name(state.call(event.call))} {doubt}")
             case ev.RunResumed(by=by, after_crash=crash):
                 self._console.print(f"[dim]resumed by {plain(by)}{' after a crash' if crash else ''}[/]")
 
@@ -218,6 +220,18 @@ def _where(spent: Spent) -> str:
     total = spent.total or 1.0
     shown = [f"{name} {_duration(ms)} ({ms / total:.0%})" for name, ms in parts.items() if ms > 0]
     return f"[dim]where the time went:[/] {', '.join(shown) or 'nowhere'}"
+
+
+def _took(event: ev.EffectSettled) -> str:
+    """Where a call ran and how long each part took."""
+    begin = "warm" if event.warm else f"start {_duration(event.start_ms)}"
+    queue = f", queue {_duration(event.queue_ms)}" if event.queue_ms >= 1 else ""
+    tier = "emulated, not a security boundary," if event.tier == Tier.EMULATED else event.tier or "no sandbox"
+    return f"{tier} {begin}{queue}, run {_duration(event.run_ms)}"
+
+
+def _degraded(tier: str) -> str:
+    return f"[yellow]degraded: {tier} was asked for[/] " if tier else ""
 
 
 def _duration(ms: float) -> str:

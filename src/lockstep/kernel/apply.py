@@ -164,6 +164,7 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
         "outcome": event.outcome,
         "text": event.text,
         "tier": event.tier,
+        "degraded": event.degraded,
         "duration_ms": event.queue_ms + event.start_ms + event.run_ms,
     }
     return {
@@ -175,7 +176,13 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
-    call = {"phase": Phase.DOUBTED, "why_doubted": event.why, "tier": event.tier, "duration_ms": event.run_ms}
+    call = {
+        "phase": Phase.DOUBTED,
+        "why_doubted": event.why,
+        "tier": event.tier,
+        "degraded": event.degraded,
+        "duration_ms": event.run_ms,
+    }
     return {**_with_receipt(state, event.call, "in_doubt", ""), **_with_call(state, event.call, call)}
 
 

@@ -53,6 +53,8 @@ class CallState:
     """`ok`, or an error type; empty while open."""
     text: str = ""
     tier: str = ""
+    degraded: str = ""
+    """The tier that was asked for, where policy accepted a weaker one."""
     duration_ms: float = 0.0
     dedupe_key: str = ""
     duplicate_of: str = ""

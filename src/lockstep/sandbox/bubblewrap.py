@@ -24,6 +24,7 @@ from lockstep.sandbox.contract import Findings, Limits, Process, SandboxSpec
 from lockstep.sandbox.egress import EgressProxy
 from lockstep.sandbox.egress_ca import EgressCA
 from lockstep.sandbox.egress_inside import furnished
+from lockstep.sandbox.framed import kill_child
 from lockstep.sandbox.guest import launch
 from lockstep.sandbox.guest.filter import program
 from lockstep.sandbox.gvisor_spec import EGRESS_SOCKET, ETC, SYSTEM, USER, check_mounts, environment, rlimits
@@ -136,7 +137,6 @@ class _Body:
         self._cgroup = cgroup
         self._ledger = ledger
         self._remains = remains
-        self._pidfd = os.pidfd_open(child.pid)
         self.cpu_s: float | None = None
         self.peak_memory_bytes: int | None = None
 
@@ -156,8 +156,7 @@ class _Body:
         """The first process of the namespace dies with bubblewrap, and all others in it with that one."""
         if self._cgroup is not None:
             self._cgroup.kill()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # `child.kill` would reap it under asyncio's feet
+        kill_child(self.child)
 
     def blame(self, exit_code: int) -> str:
         killed = exit_code in (_KILLED, -signal.SIGKILL)
@@ -170,7 +169,6 @@ class _Body:
         if not exited:
             await self._ledger.hunt(self._remains)
         await self._ledger.remove(self._remains)
-        os.close(self._pidfd)
 
 
 async def _spawn(

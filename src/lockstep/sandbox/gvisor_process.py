@@ -7,7 +7,6 @@ A frame can be sent only after runsc has recorded that the process inside runs. 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.contract import SandboxSpec
-from lockstep.sandbox.framed import FramedChild
+from lockstep.sandbox.framed import FramedChild, kill_child
 from lockstep.sandbox.gvisor_spec import OVERHEAD_BYTES, write_bundle
 from lockstep.sandbox.leftovers import Remains
 from lockstep.sandbox.runsc import RUNSC_ENV, Runsc
@@ -86,7 +85,7 @@ class GVisorBody:
         self._sentry.running()  # attaches if it can be had by now
         if not self._sentry.kill() and self.child.returncode is None:
             self._orphaned = True
-            self.child.kill()
+            kill_child(self.child)
 
     def blame(self, exit_code: int) -> str:
         """The kernel's own out-of-memory killer leaves no other trace than this."""
@@ -98,8 +97,7 @@ class GVisorBody:
 
     async def end(self, *, exited: bool) -> None:
         if not exited:
-            with contextlib.suppress(ProcessLookupError):
-                self.child.kill()
+            kill_child(self.child)
         self._sentry.close()
         await self._destroy(exited and not self._orphaned)
 

@@ -146,9 +146,12 @@ def unwritable(error: OSError) -> SandboxUnavailable:
 
 
 def kill_processes(remains: Remains) -> int:
-    """SIGKILL every process of this sandbox, found by its directory among the arguments; returns how many."""
+    """SIGKILL every process of this sandbox, found by its directory among the arguments; returns how many.
+
+    What runs in a jail knows its directory by its name alone.
+    """
     directory = remains.directory.encode()
-    marks = {directory, b"--root=%s/r" % directory}
+    marks = {directory, b"--root=%s/r" % directory, remains.cgroup.encode()}
     killed = 0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -180,7 +183,9 @@ def is_gone(remains: Remains) -> bool:
 
 
 def _cgroup_directories(name: str) -> Iterator[Path]:
-    yield from (path for path in (_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")) if path.is_dir())
+    """At the top of a hierarchy or one below, whether all controllers share one hierarchy or each has its own."""
+    places = (_CGROUPS / name, *_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(f"*/*/{name}"))
+    yield from (path for path in places if path.is_dir())
 
 
 def _kill(pid: int, marks: set[bytes]) -> bool:

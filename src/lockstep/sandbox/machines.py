@@ -25,8 +25,8 @@ from lockstep.sandbox.snapshots import Snapshots
 from lockstep.sandbox.uncancelled import to_the_end
 from lockstep.values import Digest, Json, Tier, digest_json
 
-FORMAT = 1
-"""Part of every snapshot's key; counted up when what a snapshot holds changes its meaning."""
+FORMAT = 2
+"""Part of every snapshot's key; counted up when machines are put together or started differently."""
 REMEDY = "Run `lockstep doctor` to see what this machine can do."
 _CMDLINE = "quiet loglevel=0 panic=-1 reboot=t"
 _BOOT_S = {Tier.MICROVM: 20.0, Tier.EMULATED: 150.0}

@@ -33,7 +33,7 @@ class Machine:
 
 
 class Vm(Protocol):
-    """A running machine. It dies with the process that started it, or carries its directory's path as an argument."""
+    """A running machine. It dies with its starter, or carries its directory's path or name as an argument."""
 
     @property
     def pid(self) -> int:

@@ -6,6 +6,7 @@ Backends give a `Body`: what they started, how it is measured, how it is ended. 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -19,6 +20,7 @@ from lockstep.values import Digest, now_ms
 
 CLOSE_S = 5.0
 _METER_S = 0.1
+_KILLED, _OUT_OF_TIME = 128 + signal.SIGKILL, 128 + signal.SIGXCPU
 
 
 class Body(Protocol):
@@ -68,7 +70,7 @@ class SandboxProcess:
         """Used when the current limit began to count: starting does not count."""
         self._meter: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
-        self.framed = FramedChild(body.child, spec.limits, body.kill, body.blame)
+        self.framed = FramedChild(body.child, spec.limits, body.kill, self._blame)
 
     def started(self) -> None:
         """It runs: from now on it is measured and timed."""
@@ -146,6 +148,13 @@ class SandboxProcess:
             await self._body.end(exited=False)
             raise
         await self._body.end(exited=exited)
+
+    def _blame(self, exit_code: int) -> str:
+        """The kernel ends a process that has used up its time with a plain kill."""
+        self._body.sample()
+        spent_s = (self._body.cpu_s or 0.0) - self._cpu_floor_s
+        killed = exit_code in (_KILLED, _OUT_OF_TIME)
+        return self._body.blame(exit_code) or ("cpu_s" if killed and spent_s >= self._limits.cpu_s * 0.9 else "")
 
     def _watch_over(self) -> None:
         """Start clock and meter anew."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from lockstep.sandbox import memory_image
 from lockstep.sandbox.kvm import runs_guests
 from lockstep.sandbox.monitor import Machine, Stream, Vm
 from lockstep.sandbox.qmp import Qmp
+from lockstep.sandbox.timestamp_counter import counter_khz
 from lockstep.values import Tier
 
 INSTALL = (
@@ -46,6 +48,7 @@ class QemuVm:
 
     def __init__(self, process: asyncio.subprocess.Process, link: socket.socket, log: Path) -> None:
         self._process = process
+        self._pidfd = os.pidfd_open(process.pid)
         self._link = link
         self._log = log
         self.qmp: Qmp | None = None
@@ -63,9 +66,9 @@ class QemuVm:
         return await self._process.wait()
 
     def kill(self) -> None:
-        if self._process.returncode is None:
+        if self._pidfd >= 0:  # asyncio's own way to signal may reap the process where nobody looks for its exit code
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def end(self) -> None:
         """Kill it and wait for its end; what is held open stays open."""
@@ -78,9 +81,10 @@ class QemuVm:
         if self.qmp is not None:
             self.qmp.close()
         self._link.close()
-        if self.memory >= 0:
-            os.close(self.memory)
-        self.memory = -1
+        for descriptor in (self.memory, self._pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.memory = self._pidfd = -1
 
     def last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -187,6 +191,7 @@ class Qemu:
             ]
             passed = [memory, its_link.fileno(), its_control.fileno(), *drives, *descriptors]
             vm = QemuVm(await self._execute(command, passed, log), link, log)
+            _limit(vm.pid)
             if not keep:
                 unless_started.pop_all()
                 vm.memory = memory
@@ -223,12 +228,10 @@ class Qemu:
                 raise SandboxUnavailable(f"{self._binary} does not start: {error.strerror}.", remedy=INSTALL) from error
 
     def _prefix(self) -> list[str]:
-        """Die with us, leave no core, write no large file; each where the program that arranges it is there."""
+        """Die with us, where the program that arranges it is there; elsewhere `sweep` finds it."""
         prefix = []
         if (setpriv := shutil.which("setpriv")) is not None:
             prefix += [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--"]
-        if (prlimit := shutil.which("prlimit")) is not None:
-            prefix += [prlimit, "--core=0", f"--fsize={_FILE_BYTES}", "--nofile=256", "--"]
         return [*prefix, self._binary]
 
     def _machine(self, machine: Machine, directory: Path, memory: int, *, shared: bool) -> list[str]:
@@ -242,6 +245,13 @@ class Qemu:
             *("-m", size, "-smp", str(machine.vcpus), "-object", backend),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _FILTER),
         ]
+
+
+def _limit(pid: int) -> None:
+    """No core with a guest's memory in it, no large file; set from here, since QEMU's filter lets nobody raise them."""
+    with contextlib.suppress(OSError):
+        for name, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _FILE_BYTES)):
+            resource.prlimit(pid, name, (value, value))
 
 
 async def _state_of(vm: QemuVm, qmp: Qmp) -> bytes:
@@ -311,15 +321,12 @@ def _devices(link: int, control: int, drives: Sequence[int]) -> list[str]:
 
 
 def _tuning(*, kvm: bool) -> str:
-    """What the kernel need not find out. Measuring the clock can hang on a busy host when emulated."""
+    """What the kernel need not find out. Emulated, it can hang while it measures the clock, or distrust it wrongly."""
     if kvm:
         return ""
-    with contextlib.suppress(OSError, AttributeError):
-        described = Path("/proc/cpuinfo").read_text()
-        clock = re.search(r"^cpu MHz\s*: ([0-9.]+)$", described, re.MULTILINE)
-        assert clock is not None
-        return f"mitigations=off tsc_early_khz={int(float(clock.group(1)) * 1000)}"
-    return "mitigations=off"
+    clock_khz = counter_khz()
+    clock = f"clocksource=tsc tsc=reliable tsc_early_khz={clock_khz}" if clock_khz else ""
+    return f"mitigations=off {clock}".strip()
 
 
 def _taking(take: Callable[[_T], _R], of: _T) -> _R:

@@ -162,9 +162,14 @@ class _Builder:
         call.outcome = event.outcome
         call.duration_ms = at - call.start_ms
         ran = at - event.run_ms
+        begin = "warm" if event.warm else "start"
         start = Node(
-            kind="sandbox", name=f"start {event.tier}", start_ms=ran - event.start_ms, duration_ms=event.start_ms
+            kind="sandbox", name=f"{begin} {event.tier}", start_ms=ran - event.start_ms, duration_ms=event.start_ms
         )
+        if event.queue_ms >= 1:
+            start.notes.append(f"queued {event.queue_ms:.0f} ms")
+        if event.degraded:
+            start.notes.append(f"degraded: {event.degraded} was asked for")
         run = Node(kind="tool", name="run", start_ms=ran, duration_ms=event.run_ms, outcome=event.outcome)
         run.notes += [_request(record) for record in event.egress]
         if event.cpu_s is not None:

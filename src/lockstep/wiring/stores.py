@@ -13,6 +13,7 @@ from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_file import DATABASE
 from lockstep.sandbox.bubblewrap import Bubblewrap
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
+from lockstep.sandbox.firecracker import Firecracker
 from lockstep.sandbox.gvisor import GVisor
 from lockstep.sandbox.image.build import cache_directory, setup_microvm
 from lockstep.sandbox.microvm import MicroVM
@@ -66,8 +67,8 @@ class Store:
 
     def backends(self) -> tuple[Backend, ...]:
         state, cache = self.directory / "sandboxes", cache_directory()
-        machines = (MicroVM(state, monitor, cache, _draws_anew) for monitor in (Qemu(kvm=True), Qemu(kvm=False)))
-        return (Bubblewrap(state), GVisor(state), *machines)
+        monitors = (Firecracker(), Qemu(kvm=True), Qemu(kvm=False))
+        return (Bubblewrap(state), GVisor(state), *(MicroVM(state, each, cache, _draws_anew) for each in monitors))
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -251,8 +252,11 @@ async def attached_to_a_puppet(egress: Path | None = None, before: bytes = b"") 
     def answer() -> None:
         theirs.settimeout(PATIENCE_S)
         decoder = wire.Decoder(wire.CONTROL_BYTES)
-        asked = [wire.control_message(payload) for _, _, payload in decoder.feed(theirs.recv(2**16))]
-        theirs.sendall(before + bytes.fromhex(asked[0]["nonce"]) + frame(wire.CONTROL, 0, b'{"answer": "attach"}'))
+        (attach,) = (wire.control_message(payload) for _, _, payload in decoder.feed(theirs.recv(2**16)))
+        theirs.sendall(before + bytes.fromhex(attach["nonce"]) + frame(wire.CONTROL, 0, b'{"answer": "attach"}'))
+        (clock,) = (wire.control_message(payload) for _, _, payload in decoder.feed(theirs.recv(2**16)))
+        assert abs(clock["clock_ns"] - time.time_ns()) < 1e9
+        theirs.sendall(frame(wire.CONTROL, 0, b'{"answer": "clock"}'))
 
     answering = asyncio.create_task(asyncio.to_thread(answer))
     await link.attach(PATIENCE_S)

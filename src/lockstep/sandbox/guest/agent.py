@@ -1,8 +1,8 @@
 """Process 1 of a guest: readies the machine, then does what the host asks and carries bytes.
 
-The host's requests, each answered once: `attach` (the machine has just been booted or cloned: new randomness, the right
-clock, all credit anew), `start`, `rest` (whether the tool waits for input and nothing is on its way), `kill`. One event
-comes unasked: `ended`.
+The host's requests, each answered once: `attach` (the machine has just been booted or cloned: new randomness, new
+credit), `clock` (what time it is), `start`, `rest` (whether the tool waits for input and nothing is on its way),
+`kill`. One event comes unasked: `ended`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Agent:
     def _on_request(self, message: wire.Message) -> None:
         requests: dict[str, Callable[[wire.Message], wire.Message | None]] = {
             "attach": self._attach,
+            "clock": self._set_clock,
             "start": self._start,
             "rest": self._rest,
             "kill": self._kill,
@@ -79,7 +80,7 @@ class Agent:
             self._carrier.tell({"answer": asked, **answer})
 
     def _attach(self, message: wire.Message) -> wire.Message:
-        system.reseed(bytes.fromhex(message["entropy"]), int(message["clock_ns"]))
+        system.reseed(bytes.fromhex(message["entropy"]))
         self._carrier.renew(bytes.fromhex(message["nonce"]))
         system_name, _, release, version, machine = os.uname()
         return {
@@ -88,6 +89,10 @@ class Agent:
             "machine": machine,
             "python": sys.version.split()[0],
         }
+
+    def _set_clock(self, message: wire.Message) -> wire.Message:
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(message["clock_ns"]))
+        return {}
 
     def _start(self, message: wire.Message) -> wire.Message:
         if self._tool is not None:

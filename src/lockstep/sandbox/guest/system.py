@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import struct
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,13 +95,12 @@ def ran_out_of_memory() -> bool:
     return counts.get("oom_kill", "0") != "0"
 
 
-def reseed(entropy: bytes, clock_ns: int) -> None:
-    """Give the kernel's generator a state of its own, and set the clock. A cloned machine shares both until then."""
+def reseed(entropy: bytes) -> None:
+    """Give the kernel's generator a state of its own; that of a cloned machine is the same in every clone till then."""
     with open("/dev/urandom", "wb", buffering=0) as device:
         request = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
         fcntl.ioctl(device, _RNDADDENTROPY, request)
         fcntl.ioctl(device, _RNDRESEEDCRNG, 0)
-    time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
 
 
 def kill_user(user: int) -> None:

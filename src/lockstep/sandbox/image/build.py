@@ -6,7 +6,6 @@ part of it but appended when a machine is readied, so a new version of Lockstep 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -30,6 +30,7 @@ SETUP = "Run `lockstep setup microvm`."
 _CURRENT = "current"
 _DROPPED = ("doc", "man", "locale", "lintian", "bug", "doc-base", "info", "python3", "applications", "pixmaps", "menu")
 _DROPPED_STDLIB = ("lib2to3", "idlelib", "ensurepip", "pydoc_data", "turtledemo", "test", "tkinter", "__pycache__")
+_INITRD_AGE_S = 86400.0
 _MERGED = ("bin", "lib", "lib64", "sbin")
 _AGENT_FILES = ("__init__", "agent", "cage", "carrier", "filter", "system", "wire")
 _INIT = b"""#!/usr/bin/python3 -IS
@@ -94,6 +95,9 @@ def setup_microvm(say: Callable[[str], None], cache: Path | None = None) -> Imag
             shutil.copytree(made, draft)
             _into_place(draft, target)
     _point(images / _CURRENT, digest)
+    for image in images.iterdir():
+        if image.is_dir() and image.name != digest:
+            shutil.rmtree(image, ignore_errors=True)
     say(f"guest image {digest[:12]} is ready in {target}")
     return find_image(cache)
 
@@ -118,6 +122,7 @@ def find_image(cache: Path | None = None) -> Image:
                 file.write(agent)
             draft.chmod(0o644)
             draft.replace(initrd)
+            _forget_old(base, keep=initrd)
         return Image(
             digest=digest,
             kernel=base / "vmlinux",
@@ -225,6 +230,13 @@ def _agent_archive() -> bytes:
     return archive.getvalue()
 
 
+def _forget_old(base: Path, *, keep: Path) -> None:
+    """Remove what other versions of the agent booted from, unless one may still be in use."""
+    for found in base.glob("initrd-*"):
+        if found != keep and time.time() - found.stat().st_atime > _INITRD_AGE_S:
+            found.unlink(missing_ok=True)
+
+
 def _into_place(draft: Path, target: Path) -> None:
     try:
         draft.rename(target)
@@ -238,9 +250,3 @@ def _point(pointer: Path, digest: str) -> None:
     draft = pointer.with_name(f".{pointer.name}.{os.getpid()}")
     draft.write_text(digest)
     draft.replace(pointer)
-
-
-def file_digest(path: Path) -> Digest:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
