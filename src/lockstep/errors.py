@@ -6,7 +6,8 @@ LockstepError            code, sentence, remedy; exit_code for the command line
 ├── StoreError           the journal cannot be opened, read or written
 │   ├── StoreBusy        another process holds it
 │   ├── StoreFull        no space left; nothing of the failed append was kept
-│   ├── JournalCorrupt   the hash chain or a body does not hold
+│   ├── JournalCorrupt   the hash chain or a body of a run does not hold
+│   │   └── StoreDamaged     the file does not hold, so no run of it can be trusted
 │   └── FenceConflict    somebody else already wrote this event of the run
 ├── RunError             no such run, wrong state for what was asked
 ├── ModelError           the model cannot be had: name, key, provider, recording
@@ -56,6 +57,10 @@ class StoreFull(StoreError):
 
 class JournalCorrupt(StoreError):
     code = "journal_corrupt"
+
+
+class StoreDamaged(JournalCorrupt):
+    """Not one run, whose neighbours are whole: nothing in this store is to be relied on."""
 
 
 class FenceConflict(StoreError):

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from lockstep.errors import FenceConflict, JournalCorrupt, StoreBusy, StoreError, StoreFull
+from lockstep.errors import FenceConflict, JournalCorrupt, StoreBusy, StoreDamaged, StoreError, StoreFull
 from lockstep.journal import codec, migrations
 from lockstep.journal import events as ev
 from lockstep.journal.port import Entry, Journal
@@ -37,7 +37,7 @@ class Store(Protocol):
     def open(self) -> Journal: ...
 
     def edit(self, statement: str, *values: object) -> None:
-        """Run one SQL statement on the stored `events (run, seq, at, type, body, hash)`, `blobs` or `runs`."""
+        """Run one SQL statement on what is stored: `events (run, seq, at, type, body, hash)`, `blobs`, `runs`, ..."""
 
 
 class SQLiteStore:
@@ -421,6 +421,74 @@ def test_runs_are_found_by_the_beginning_of_their_id_newest_first_ten_at_most(st
     during(store, work)
 
 
+# --- what is kept of the runs of a session ---
+
+EXTRACT = b'{"receipts":{}}'
+
+
+async def three_runs(journal: Journal) -> None:
+    """r0 and r2 of a session have finished, r1 has not; r3 is of another."""
+    for number, events in enumerate(((begun(), FINISHED), (begun(),), (begun(), CONTEXT, FINISHED), (begun("s2"),))):
+        await journal.append(RunId(f"r{number}"), 1, at(*events))
+
+
+def test_the_runs_of_a_session_are_given_oldest_first_with_what_was_kept_of_each(store: Store) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        assert [(row.run, row.finished, row.extract) for row in await journal.session("s1")] == [
+            ("r0", True, None),
+            ("r1", False, None),
+            ("r2", True, None),
+        ]
+        large = b'{"text":"%b"}' % (b"x" * 100_000)
+        await journal.keep({RunId("r0"): EXTRACT, RunId("r2"): large})
+        assert [row.extract for row in await journal.session("s1")] == [EXTRACT, None, large]
+        await journal.keep({RunId("r2"): EXTRACT})
+        assert [row.extract for row in await journal.session("s1")] == [EXTRACT, None, EXTRACT]
+        assert [row.run for row in await journal.session("s1", before=RunId("r2"))] == ["r0", "r1"]
+        assert await journal.session("s1", before=RunId("r0")) == []
+        assert await journal.session("nobody's") == []
+
+    during(store, work)
+    kept = [row.extract for row in during(store, lambda journal: journal.session("s1"))]
+    assert kept == [EXTRACT, None, EXTRACT]
+
+
+def test_nothing_is_kept_of_a_run_that_has_not_finished_or_is_not_there(store: Store) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        await journal.keep({RunId("r1"): EXTRACT, RunId("nobody"): EXTRACT})
+        assert [row.extract for row in await journal.session("s1")] == [None, None, None]
+        await journal.append(RunId("r1"), 2, at(FINISHED))
+        assert [row.extract for row in await journal.session("s1")] == [None, None, None]
+
+    during(store, work)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM extracts WHERE run = 1",
+        "UPDATE extracts SET body = '{}' WHERE run = 1",
+        "UPDATE extracts SET body = x'ff' WHERE run = 1",
+        "UPDATE extracts SET body = 7 WHERE run = 1",
+        "UPDATE extracts SET hash = zeroblob(32) WHERE run = 1",
+        "UPDATE extracts SET hash = (SELECT hash FROM extracts WHERE run = 3) WHERE run = 1",
+        "UPDATE events SET hash = zeroblob(32) WHERE run = 1 AND seq = 2",
+        "DELETE FROM events WHERE run = 1 AND seq = 2",
+        "UPDATE events SET type = 'run.resumed' WHERE run = 1 AND seq = 2",
+    ],
+)
+def test_what_was_kept_is_not_given_when_it_is_not_that_of_the_run_as_it_is(store: Store, statement: str) -> None:
+    async def work(journal: Journal) -> None:
+        await three_runs(journal)
+        await journal.keep({RunId("r0"): EXTRACT, RunId("r2"): EXTRACT})
+
+    during(store, work)
+    store.edit(statement)
+    assert [row.extract for row in during(store, lambda journal: journal.session("s1"))] == [None, None, EXTRACT]
+
+
 # --- verifying ---
 
 LONG_TEXT = "a flight " * 1000
@@ -535,6 +603,29 @@ def test_an_event_that_nobody_can_read_is_corrupt_not_a_crash(
     with pytest.raises(JournalCorrupt, match=f"Event 2 of run r1 cannot be read: .*{sentence}"):
         during(store, lambda journal: journal.read(RunId("r1")))
     assert during(store, lambda journal: journal.verify(RunId("r1"))).broken_seq == 2
+
+
+@pytest.mark.parametrize(
+    "statement, broken_seq",
+    [
+        ("UPDATE events SET body = x'ff' WHERE seq = 2", 2),
+        ("UPDATE events SET body = x'ff' WHERE seq = 1", 1),
+        ("UPDATE events SET hash = 'moon' WHERE seq = 4", 4),
+    ],
+)
+def test_a_run_that_cannot_be_read_can_be_ended_and_what_was_broken_stays_so(
+    store: Store, statement: str, broken_seq: int
+) -> None:
+    during(store, lambda journal: journal.append(RunId("r1"), 1, at(*TRAIL[:-1])))
+    store.edit(statement)
+
+    async def work(journal: Journal) -> None:
+        await journal.append(RunId("r1"), 5, at(FINISHED))
+        (row,) = await journal.runs()
+        assert (row.last, row.events) == ("run.finished", 5)
+        assert (await journal.verify(RunId("r1"))).broken_seq == broken_seq
+
+    during(store, work)
 
 
 def test_a_field_that_a_later_version_added_is_no_obstacle(store: Store) -> None:
@@ -770,6 +861,55 @@ def test_a_truncated_database_is_damaged_when_it_is_read(sqlite_store: SQLiteSto
         during(sqlite_store, read_all)
 
 
+def pages_of(path: Path, name: str) -> tuple[int, list[int]]:
+    """The size of a page, and the leaves of a table or index."""
+    connection = sqlite3.connect(path)
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    connection.close()
+    data = path.read_bytes()
+    page = data[(root - 1) * size : root * size]
+    if page[0] in (10, 13):
+        return size, [root]
+    cells = [int.from_bytes(page[12 + 2 * n : 14 + 2 * n]) for n in range(int.from_bytes(page[3:5]))]
+    return size, [int.from_bytes(page[cell : cell + 4]) for cell in cells] + [int.from_bytes(page[8:12])]
+
+
+@pytest.mark.parametrize("number_of_runs", [3, 300])
+@pytest.mark.parametrize("where", ["runs", "runs_by_session", "sqlite_autoindex_runs_1"])
+@pytest.mark.parametrize("which", [0, -1], ids=["first page", "last page"])
+@pytest.mark.parametrize("how", ["emptied", "one cell less", "zeroed"])
+def test_a_damaged_page_of_the_list_of_runs_hides_none_of_them(
+    sqlite_store: SQLiteStore, number_of_runs: int, where: str, which: int, how: str
+) -> None:
+    async def work(journal: Journal) -> None:
+        runs = (journal.append(RunId(f"r{number:03}"), 1, at(begun())) for number in range(number_of_runs))
+        await asyncio.gather(*runs)
+
+    during(sqlite_store, work)
+    path = sqlite_store.directory / DATABASE
+    size, leaves = pages_of(path, where)
+    start = (leaves[which] - 1) * size
+    data = bytearray(path.read_bytes())
+    if how == "zeroed":
+        data[start : start + size] = bytes(size)
+    else:
+        cells = int.from_bytes(data[start + 3 : start + 5])
+        data[start + 3 : start + 5] = (0 if how == "emptied" else cells - 1).to_bytes(2)
+    path.write_bytes(data)
+    for opening in (SQLiteJournal.open, SQLiteJournal.open_readonly):
+        with pytest.raises(StoreDamaged, match="is damaged") as caught:
+            opening(sqlite_store.directory)
+        assert "Restore it from a copy" in caught.value.remedy
+
+
+def test_a_run_that_was_taken_out_of_the_list_is_missed(sqlite_store: SQLiteStore) -> None:
+    write_trail(sqlite_store)
+    sqlite_store.edit("DELETE FROM runs")
+    with pytest.raises(StoreDamaged, match="of its 1 runs only 0 can be found"):
+        sqlite_store.open()
+
+
 def test_a_database_that_is_no_store_is_damaged(sqlite_store: SQLiteStore) -> None:
     sqlite_store.directory.mkdir()
     with sqlite3.connect(sqlite_store.directory / DATABASE) as connection:
@@ -806,6 +946,33 @@ def test_migrations_go_forward_by_number_and_keep_what_is_there(
     connection.close()
 
 
+def test_a_store_of_the_first_schema_is_read_as_it_is_and_brought_forward_by_writing(
+    sqlite_store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
+        write_trail(sqlite_store)
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(sqlite_store.directory)
+        assert len(await reader.read(RunId("r1"))) == len(TRAIL)
+        assert [row.extract for row in await reader.session("s1")] == [None]
+        await reader.close()
+
+    asyncio.run(look())
+    during(sqlite_store, lambda journal: journal.keep({RunId("r1"): EXTRACT}))
+    assert [row.extract for row in during(sqlite_store, lambda journal: journal.session("s1"))] == [EXTRACT]
+    asyncio.run(look_kept(sqlite_store))
+
+
+async def look_kept(store: SQLiteStore) -> None:
+    reader = SQLiteJournal.open_readonly(store.directory)
+    assert [row.extract for row in await reader.session("s1")] == [EXTRACT]
+    with pytest.raises(StoreError, match="read only"):
+        await reader.keep({RunId("r1"): EXTRACT})
+    await reader.close()
+
+
 def test_a_migration_that_fails_leaves_the_store_as_it_was(
     sqlite_store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -830,3 +997,75 @@ def test_where_no_store_can_be_the_sentence_says_so(sqlite_store: SQLiteStore, t
     (sqlite_store.directory / DATABASE).mkdir(parents=True)
     with pytest.raises(StoreError, match="unable to open"):
         sqlite_store.open()
+
+
+# --- SQLite: a store that may only be read ---
+
+
+@pytest.fixture
+def frozen(sqlite_store: SQLiteStore) -> Iterator[Callable[[], Path]]:
+    """Makes the store one that nobody may write to, and says where it is."""
+    place = sqlite_store.directory
+
+    def freeze() -> Path:
+        if os.geteuid() != 0:
+            for path in (*place.iterdir(), place):
+                path.chmod(0o500 if path == place else 0o400)
+            return place
+        for mount in (["--bind", place, place], ["-o", "remount,ro,bind", place]):
+            if subprocess.run(["mount", *mount], check=False).returncode == 0:
+                continue
+            pytest.skip("this container may not mount anything")
+        return place
+
+    yield freeze
+    if os.geteuid() == 0:
+        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
+    else:
+        place.chmod(0o700)
+
+
+def test_a_store_that_may_only_be_read_is_read(sqlite_store: SQLiteStore, frozen: Callable[[], Path]) -> None:
+    head = write_trail(sqlite_store)
+    place = frozen()
+    before = sorted(place.iterdir())
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(place)
+        assert [row.run for row in await reader.runs()] == ["r1"]
+        assert len(await reader.read(RunId("r1"))) == len(TRAIL)
+        assert (await reader.verify(RunId("r1"))).head == head
+        await reader.close()
+
+    asyncio.run(look())
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SQLiteJournal.open(place)
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("index", ["with its index", "without"])
+def test_a_store_whose_writer_died_is_read_whole_or_not_at_all(
+    sqlite_store: SQLiteStore, frozen: Callable[[], Path], index: str
+) -> None:
+    with python(WRITER, sqlite_store.directory, Path(__file__).parent) as process:
+        assert process.stdout is not None
+        for _ in range(8):
+            process.stdout.readline()
+        process.kill()
+        process.wait(WAIT_S)
+    assert (sqlite_store.directory / f"{DATABASE}-wal").stat().st_size > 0
+    if index == "without":
+        (sqlite_store.directory / f"{DATABASE}-shm").unlink()
+    place = frozen()
+
+    async def look() -> None:
+        reader = SQLiteJournal.open_readonly(place)
+        assert sum(row.events for row in await reader.runs()) >= 8
+        await reader.close()
+
+    if index == "without":
+        with pytest.raises(StoreError, match="The newest events of the store") as caught:
+            asyncio.run(look())
+        assert "Copy the store" in caught.value.remedy
+    else:
+        asyncio.run(look())

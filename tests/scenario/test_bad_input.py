@@ -291,7 +291,7 @@ def test_a_store_that_cannot_be_made_is_refused(locked: Agent) -> None:
     refused(lockstep("runs", env={"LOCKSTEP_STORE": "/nowhere"}), "There is no store at /nowhere")
 
 
-@pytest.mark.parametrize("damage", ["no database", "cut off", "overwritten"])
+@pytest.mark.parametrize("damage", ["no database", "cut off", "overwritten", "list of runs emptied"])
 def test_a_corrupt_journal_is_said_to_be_damaged_and_left_as_it_is(locked: Agent, tmp_path: Path, damage: str) -> None:
     agent = locked.with_store(tmp_path / "store")
     assert agent.run("hello").code == FINISHED
@@ -301,6 +301,10 @@ def test_a_corrupt_journal_is_said_to_be_damaged_and_left_as_it_is(locked: Agent
         data[:16] = b"not a database.."
     elif damage == "cut off":
         del data[len(data) // 2 :]
+    elif damage == "list of runs emptied":
+        page = data.index(b"\r", 4096)  # the first leaf of a table after the schema is that of `runs`
+        assert page % 4096 == 0
+        data[page + 3 : page + 5] = bytes(2)  # it has no cells
     else:
         data[4096:] = os.urandom(len(data) - 4096)
     path.write_bytes(data)

@@ -344,6 +344,30 @@ def test_a_run_whose_past_was_changed_is_not_resumed(clerk: Agent, tmp_path: Pat
     assert calls_of(agent("show", "--json").json)[-1] == ("pay", "ask", "approved"), "approved, and not run"
 
 
+def test_a_run_that_cannot_be_read_is_named_hides_no_other_and_can_be_ended(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    broken = agent.run("pay bob").json["run_id"]
+    whole = agent.run("pay bob").json
+    connection = sqlite3.connect(agent.store / "journal.db")
+    with connection:
+        connection.execute("UPDATE events SET body = x'ff' WHERE run = 1 AND seq = 2")
+    connection.close()
+    for name, listed in (("runs", "runs"), ("approvals", "waiting")):
+        told, shown = agent(name), agent(name, "--json")
+        assert (told.code, shown.code) == (FINISHED, FINISHED)
+        assert f"`lockstep verify {broken}`" in told.out
+        assert f"`lockstep cancel {broken}`" in told.out
+        assert [item["run_id"] for item in shown.json[listed]] == [whole["run_id"]]
+        (unreadable,) = shown.json["unreadable"]
+        assert (unreadable["run_id"], unreadable["finished"]) == (broken, False)
+        assert "Event 2" in unreadable["why"]
+    assert agent("approve", whole["calls"][-1]["approval"]).code == FINISHED
+    ended = agent("cancel", broken, "--by", "ann")
+    assert (ended.code, "What it did is not known" in ended.out) == (FINISHED, True)
+    assert agent("approvals", "--json").json["unreadable"] == []
+    assert agent("runs", "--json").json["unreadable"][0]["finished"] is True
+
+
 # One writer, many readers.
 
 

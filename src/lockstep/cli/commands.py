@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -15,9 +15,18 @@ from lockstep.agent.load import read_text
 from lockstep.agent.lock import Lock, from_text, read_lock, to_text, write_lock
 from lockstep.agent.locked import locked_agent
 from lockstep.cli import scaffold
-from lockstep.cli.report import BAD_INPUT, FINISHED, INTERNAL, as_json, exit_code, row_as_json, waiting_as_json
+from lockstep.cli.report import (
+    BAD_INPUT,
+    FINISHED,
+    INTERNAL,
+    as_json,
+    exit_code,
+    row_as_json,
+    unreadable_as_json,
+    waiting_as_json,
+)
 from lockstep.cli.saving import save_attachments
-from lockstep.cli.show import Live, cost_text, print_changes, print_result, print_run, print_trace
+from lockstep.cli.show import Live, print_changes, print_result, print_row, print_run, print_trace, unreadable_text
 from lockstep.cli.stores import existing, find, looking, opened
 from lockstep.cli.terminal import console, count, is_interactive, one_line, plain, print_json, read_line, user
 from lockstep.errors import ConfigError
@@ -27,7 +36,7 @@ from lockstep.kernel.state import Phase, State, Status
 from lockstep.runtime.answers import answer_approval, reconcile
 from lockstep.runtime.answers import cancel as cancel_run
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.reading import read_run, read_state, waiting
+from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished, verify_run, waiting
 from lockstep.runtime.recording import recording_of
 from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import locking, models, running, stores
@@ -125,19 +134,14 @@ async def run(asked: RunRequest) -> int:
 
 async def runs(store: Path | None, session: str | None, limit: int, json: bool) -> int:
     async with looking(store) as journal:
-        rows = [(row, await read_state(journal, row.run)) for row in await journal.runs(session=session, limit=limit)]
+        rows = [(row, await read_row(journal, row)) for row in await journal.runs(session=session, limit=limit)]
     if json:
-        print_json({"runs": [row_as_json(row, state) for row, state in rows]})
+        listed = [row_as_json(row, state) for row, state in rows if isinstance(state, State)]
+        print_json({"runs": listed, "unreadable": _unreadable_as_json(state for _, state in rows)})
         return FINISHED
     out = console()
     for row, state in rows:
-        when = datetime.fromtimestamp(row.started_at_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
-        unlocked = " [yellow]unlocked[/]" if state.unlocked else ""
-        out.print(
-            f"{row.run}  {when}  {plain(row.agent)}  [bold]{state.stop_reason or state.status.value}[/]{unlocked}"
-            f"  {count(state.totals.steps, 'step')}, {cost_text(state.totals.cost_usd)}"
-            f"  [dim]session {plain(row.session)}: {one_line(state.input, 60)}[/]"
-        )
+        print_row(out, row, state)
     if not rows:
         out.print("no runs yet")
     return FINISHED
@@ -170,9 +174,11 @@ async def trace(store: Path | None, name: str) -> int:
 
 async def approvals(store: Path | None, json: bool) -> int:
     async with looking(store) as journal:
-        items = await waiting(journal)
+        open_runs = await unfinished(journal)
+    items = waiting(open_runs)
     if json:
-        print_json({"waiting": [waiting_as_json(item) for item in items]})
+        listed = [waiting_as_json(item) for item in items]
+        print_json({"waiting": listed, "unreadable": _unreadable_as_json(open_runs)})
         return FINISHED
     out = console()
     for item in items:
@@ -181,9 +187,16 @@ async def approvals(store: Path | None, json: bool) -> int:
         asked = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
         out.print(f"[yellow]{what}[/] run {state.run} for {plain(state.principal)}: {asked}")
         out.print(f"    {plain(call.question or call.why_doubted)}")
+    broken = [run for run in open_runs if isinstance(run, Unreadable)]
+    for run in broken:
+        out.print(f"[red]unreadable[/] run {run.row.run} for {plain(run.row.principal)}: {unreadable_text(run)}")
     if not items:
-        out.print("nothing waits for a person")
+        out.print("nothing waits for a person" if not broken else "nothing else waits for a person")
     return FINISHED
+
+
+def _unreadable_as_json(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
+    return [unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
 
 
 async def answer(store: Path | None, approval: str, *, given: bool, by: str, because: str, resume: bool) -> int:
@@ -220,7 +233,7 @@ async def cancel(store: Path | None, name: str, by: str) -> int:
 async def verify(store: Path | None, name: str, json: bool) -> int:
     async with looking(store) as journal:
         run_id = await find(journal, name)
-        seen = await journal.verify(run_id)
+        seen = await verify_run(journal, run_id)
     whole = seen.broken_seq is None
     if json:
         print_json(

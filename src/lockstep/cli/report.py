@@ -9,7 +9,7 @@ from lockstep.cli.show import call_outcome
 from lockstep.gate.arguments import MAX_DEPTH, is_deeper
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.runtime.reading import Waiting
+from lockstep.runtime.reading import Unreadable, Waiting
 from lockstep.values import canonical, format_usd, sha256
 
 FINISHED, INTERNAL, BAD_INPUT, SUSPENDED, STOPPED = 0, 1, 2, 3, 4
@@ -66,6 +66,19 @@ def row_as_json(row: RunRow, state: State) -> dict[str, Any]:
         "unlocked": state.unlocked,
         "steps": state.totals.steps,
         "cost_usd": _cost(state),
+    }
+
+
+def unreadable_as_json(run: Unreadable) -> dict[str, Any]:
+    """A run that cannot be read, and why."""
+    row = run.row
+    return {
+        "run_id": row.run,
+        "session": row.session,
+        "agent": row.agent,
+        "started_at_ms": row.started_at_ms,
+        "finished": run.finished,
+        "why": run.why,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 
 from rich.console import Console
@@ -12,7 +13,9 @@ from lockstep.agent.diff import Change
 from lockstep.cli.terminal import count, one_line, plain
 from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
+from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
+from lockstep.runtime.reading import Unreadable
 from lockstep.telemetry.tree import Node, Spent, build_tree
 from lockstep.values import Attachment, Tier
 
@@ -97,11 +100,35 @@ def print_result(console: Console, state: State, *, answered: bool = False) -> N
         console.print(f"[yellow]waiting:[/] {plain(state.message)}")
     elif state.stop_reason != "completed":
         console.print(f"[red]{state.stop_reason or 'not finished'}[/] {plain(state.message)}")
+    if state.lock is None:  # its record could not be read, so nothing was counted
+        console.print(f"[dim]run {state.run} {state.stop_reason}[/]")
+        return
     totals = f"{count(state.totals.steps, 'step')}, {count(state.totals.calls, 'call')}"
     console.print(
         f"[dim]run {state.run} {state.stop_reason or state.status.value}: {totals},"
-        f" {cost_text(state.totals.cost_usd)}, lock {(state.lock or '')[:12]}[/]"
+        f" {cost_text(state.totals.cost_usd)}, lock {state.lock[:12]}[/]"
     )
+
+
+def print_row(console: Console, row: RunRow, state: State | Unreadable) -> None:
+    """A run as one line of the list."""
+    when = datetime.fromtimestamp(row.started_at_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    begin = f"{row.run}  {when}  {plain(row.agent)} "
+    if isinstance(state, Unreadable):
+        console.print(f"{begin} [red]unreadable[/]  [dim]session {plain(row.session)}:[/] {unreadable_text(state)}")
+        return
+    unlocked = " [yellow]unlocked[/]" if state.unlocked else ""
+    console.print(
+        f"{begin} [bold]{state.stop_reason or state.status.value}[/]{unlocked}"
+        f"  {count(state.totals.steps, 'step')}, {cost_text(state.totals.cost_usd)}"
+        f"  [dim]session {plain(row.session)}: {one_line(state.input, 60)}[/]"
+    )
+
+
+def unreadable_text(run: Unreadable) -> str:
+    """Why a run cannot be read, and what can be done about it."""
+    ends = "" if run.finished else f"; `lockstep cancel {run.row.run}` ends it"
+    return f"{plain(run.why)} `lockstep verify {run.row.run}` says more{ends}."
 
 
 def print_run(console: Console, state: State, drift: Sequence[str]) -> None:

@@ -90,6 +90,11 @@ def link(previous: bytes, run: RunId, seq: int, at_ms: int, kind: str, body: byt
     return hashlib.sha256(b"%b%b\0%d\0%d\0%b\0%b" % (previous, run.encode(), seq, at_ms, kind.encode(), body)).digest()
 
 
+def seal(head: bytes, extract: bytes) -> bytes:
+    """What binds an extract to the run it was drawn from: the run's last hash is of all its events."""
+    return hashlib.sha256(b"%b\0%b" % (head, extract)).digest()
+
+
 def _to_json(values: dict[str, Any]) -> bytes:
     try:
         return _ENCODER.encode(values)

@@ -23,7 +23,13 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE TABLE blobs (digest TEXT NOT NULL PRIMARY KEY, body BLOB NOT NULL);
     """,
+    # Nothing in it is the truth: what is not there, or does not hold, is read from the events and put back.
+    """
+    CREATE TABLE extracts (run INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
+    """,
 )
+OLDEST_READABLE = 1
+"""A store with this many migrations can be read as it is; only writing brings it forward."""
 
 
 def migrate(path: Path) -> None:

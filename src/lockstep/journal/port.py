@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,15 @@ class RunRow:
     last: str
     last_at_ms: int
     events: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionRun:
+    """A run of a session; `extract` is what was kept of it, or None where nothing that holds was."""
+
+    run: RunId
+    finished: bool
+    extract: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +74,16 @@ class Journal(Protocol):
 
     async def find(self, prefix: str) -> list[RunId]:
         """Runs whose id starts with `prefix`, newest first; at most 10."""
+
+    async def keep(self, extracts: Mapping[RunId, bytes]) -> None:
+        """Keep what a reader drew from runs that have finished (JSON objects), so that the next need not read them.
+
+        An extract is never the truth: it is bound to the head of its run, and may be missing at any time. Of a run that
+        has not finished nothing is kept.
+        """
+
+    async def session(self, session: str, *, before: RunId | None = None) -> list[SessionRun]:
+        """The runs of a session, or those before one of them, oldest first, with what was kept of each."""
 
     async def verify(self, run: RunId) -> Verification:
         """Check the run's chain and bodies from the first event on.

@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from lockstep.errors import JournalCorrupt, StoreError
-from lockstep.journal.codec import GENESIS, decode, encode, link
+from lockstep.journal.codec import GENESIS, decode, encode, link, seal, unpack
 from lockstep.journal.events import Event, Recorded, RunFinished, RunStarted
-from lockstep.journal.migrations import MIGRATIONS, check_version, migrate
-from lockstep.journal.port import Entry, RunRow, Verification
-from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
-from lockstep.journal.sqlite_writer import Append, GroupWriter
+from lockstep.journal.migrations import OLDEST_READABLE, check_version, migrate
+from lockstep.journal.port import Entry, RunRow, SessionRun, Verification
+from lockstep.journal.sqlite_file import DATABASE, connect, hold, require_all_runs, translate
+from lockstep.journal.sqlite_writer import Append, GroupWriter, Keep
 from lockstep.values import Digest, RunId, sha256
 
 # Cast, because SQLite lets anybody who edits the file put any type into any column.
@@ -31,6 +32,14 @@ _RUNS = (
     " ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
     " {where} ORDER BY r.number DESC LIMIT ?"
 )
+_NUMBER = "SELECT number FROM runs WHERE run_id = ?"
+_SESSION = (
+    "SELECT r.run_id, e.type, CAST(e.hash AS BLOB), CAST(x.body AS BLOB), CAST(x.hash AS BLOB) FROM runs r"
+    " JOIN events e ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
+    " LEFT JOIN {extracts} x ON x.run = r.number WHERE r.session = ? AND r.number < ? ORDER BY r.number"
+)
+_NO_EXTRACTS = "(SELECT 0 AS run, x'' AS body, x'' AS hash)"
+_ALL_NUMBERS = 2**63 - 1
 
 
 class SQLiteJournal:
@@ -60,7 +69,7 @@ class SQLiteJournal:
             ) from error
         try:
             migrate(directory / DATABASE)
-            return cls(directory, lock_fd=lock_fd)
+            return cls(directory, lock_fd=lock_fd)._whole()
         except BaseException:
             os.close(lock_fd)
             raise
@@ -77,9 +86,9 @@ class SQLiteJournal:
             raise StoreError(
                 f"There is no store at {directory}.", remedy="Run an agent first, or name it with --store."
             )
-        journal = cls(directory, lock_fd=None)
+        journal = cls(directory, lock_fd=None)._whole()
         try:
-            if check_version(journal._reader, path) < len(MIGRATIONS):
+            if check_version(journal._reader, path) < OLDEST_READABLE:
                 raise StoreError(
                     f"The store {directory} is of an older version.", remedy="A command that writes brings it forward."
                 )
@@ -90,6 +99,14 @@ class SQLiteJournal:
             journal._reader.close()
             raise
         return journal
+
+    def _whole(self) -> Self:
+        try:
+            require_all_runs(self._reader, self.directory)
+        except StoreError:
+            self._reader.close()
+            raise
+        return self
 
     async def append(self, run: RunId, first_seq: int, entries: Sequence[Entry]) -> None:
         started = _beginning(run, first_seq, entries)
@@ -122,6 +139,22 @@ class SQLiteJournal:
             (len(prefix), prefix),
         )
         return [RunId(run) for (run,) in rows]
+
+    async def keep(self, extracts: Mapping[RunId, bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._writing().submit(Keep(extracts, done, loop))
+        await done
+
+    async def session(self, session: str, *, before: RunId | None = None) -> list[SessionRun]:
+        end = _ALL_NUMBERS
+        if before is not None:
+            end = next((number for (number,) in self._query(_NUMBER, (before,))), 0)
+        there = "extracts" if self._query("PRAGMA table_info(extracts)", ()) else _NO_EXTRACTS
+        return [
+            SessionRun(run=RunId(run), finished=kind == RunFinished.TYPE, extract=_holding(kind, head, body, sealed))
+            for run, kind, head, body, sealed in self._query(_SESSION.format(extracts=there), (session, end))
+        ]
 
     async def verify(self, run: RunId) -> Verification:
         rows = self._query(_EVENTS, (run, 0))
@@ -213,6 +246,17 @@ def _beginning(run: RunId, first_seq: int, entries: Sequence[Entry]) -> RunStart
         except UnicodeEncodeError:
             raise StoreError(f"The name of the {what} is not Unicode text: {text!r}.") from None
     return first
+
+
+def _holding(kind: str, head: bytes, body: bytes | None, sealed: bytes | None) -> bytes | None:
+    """An extract that is of this run as it is now, whole; None otherwise."""
+    if body is None or kind != RunFinished.TYPE:
+        return None
+    try:
+        extract = unpack(body)
+    except zlib.error:
+        return None
+    return extract if seal(head, extract) == sealed else None
 
 
 def _ending(seq: int, kind: str, *, last: int) -> str:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
 from lockstep.errors import FenceConflict, LockstepError
-from lockstep.journal.codec import GENESIS, Encoded, link
+from lockstep.journal.codec import GENESIS, Encoded, link, pack, seal
 from lockstep.journal.events import RunFinished, RunStarted
 from lockstep.journal.sqlite_file import DATABASE, connect, translate
 from lockstep.values import RunId
@@ -30,6 +30,15 @@ class Append:
     first_seq: int
     started: RunStarted | None
     rows: Sequence[tuple[int, Encoded]]
+    done: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What was drawn from runs that have finished."""
+
+    extracts: Mapping[RunId, bytes]
     done: asyncio.Future[None]
     loop: asyncio.AbstractEventLoop
 
@@ -56,12 +65,12 @@ class GroupWriter:
         self._connection = connect(directory / DATABASE, readonly=False)
         self._heads: dict[RunId, _Head] = {}
         """Of runs that were written to and have not finished."""
-        self._queue: SimpleQueue[Append | None] = SimpleQueue()
+        self._queue: SimpleQueue[Append | Keep | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_forever, name="lockstep-journal", daemon=True)
         self._thread.start()
 
-    def submit(self, append: Append) -> None:
-        self._queue.put(append)
+    def submit(self, item: Append | Keep) -> None:
+        self._queue.put(item)
 
     async def stop(self) -> None:
         """Commit what was submitted and end the thread. Nothing may be submitted any more."""
@@ -70,28 +79,31 @@ class GroupWriter:
 
     def _write_forever(self) -> None:
         while group := self._next_group():
-            appends = [item for item in group if item is not None]
-            if appends:
-                self._commit(appends)
-            if len(appends) < len(group):
+            items = [item for item in group if item is not None]
+            if items:
+                self._commit(items)
+            if len(items) < len(group):
                 break
         with contextlib.suppress(sqlite3.Error):  # what stays in the WAL is read from there
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
 
-    def _next_group(self) -> list[Append | None]:
+    def _next_group(self) -> list[Append | Keep | None]:
         """Wait for one append, then take whatever else has come in meanwhile. None says stop."""
         group = [self._queue.get()]
         while len(group) < GROUP_LIMIT and not self._queue.empty():  # the only consumer, so `get` cannot block
             group.append(self._queue.get())
         return group
 
-    def _commit(self, group: list[Append]) -> None:
+    def _commit(self, group: list[Append | Keep]) -> None:
         failures: dict[int, LockstepError] = {}
         touched: dict[RunId, _Head] = {}
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for place, item in enumerate(group):
+                if isinstance(item, Keep):
+                    self._keep(item)
+                    continue
                 try:
                     touched[item.run] = self._insert(item, touched.get(item.run) or self._head(item.run))
                 except FenceConflict as error:
@@ -111,6 +123,13 @@ class GroupWriter:
         for run, head in touched.items():
             if head.finished:
                 del self._heads[run]
+
+    def _keep(self, item: Keep) -> None:
+        for run, extract in item.extracts.items():
+            head = self._head(run)
+            if head is not None and head.finished:
+                row = (head.number, pack(extract), seal(head.hash, extract))
+                self._connection.execute("INSERT OR REPLACE INTO extracts VALUES (?, ?, ?)", row)
 
     def _insert(self, item: Append, head: _Head | None) -> _Head:
         if head is None and item.started is None:
@@ -147,14 +166,14 @@ class GroupWriter:
         if known is not None:
             return known
         row = self._connection.execute(
-            "SELECT e.run, e.seq, e.hash, e.type FROM events e JOIN runs r ON r.number = e.run WHERE r.run_id = ?"
-            " ORDER BY e.seq DESC LIMIT 1",
+            "SELECT e.run, CAST(e.seq AS INTEGER), CAST(e.hash AS BLOB), e.type FROM events e JOIN runs r"
+            " ON r.number = e.run WHERE r.run_id = ? ORDER BY e.seq DESC LIMIT 1",
             (run,),
         ).fetchone()
         return _Head(row[0], row[1] + 1, row[2], row[3] == RunFinished.TYPE) if row else None
 
 
-def _tell(group: list[Append], failures: dict[int, LockstepError]) -> None:
+def _tell(group: Sequence[Append | Keep], failures: dict[int, LockstepError]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], LockstepError | None]]] = {}
     for place, item in enumerate(group):
         by_loop.setdefault(item.loop, []).append((item.done, failures.get(place)))

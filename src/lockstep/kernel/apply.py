@@ -31,12 +31,12 @@ def fold(state: State, recorded: Iterable[ev.Recorded]) -> State:
     """The state after all of these events, from what `start` gave.
 
     Raises:
-        JournalCorrupt: an event speaks of a call that was never asked for.
+        JournalCorrupt: an event speaks of a call that was never asked for, or says what no event can.
     """
     for item in recorded:
         try:
             state = apply(state, item.event, item.at_ms)
-        except KeyError as error:
+        except (KeyError, ValueError, ArithmeticError) as error:
             raise JournalCorrupt(
                 f"Event {item.seq} ({item.event.TYPE}) of run {state.run} does not fit the events before it.",
                 remedy=f"`lockstep verify {state.run}` says whether the record was changed.",

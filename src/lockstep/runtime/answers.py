@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from lockstep.errors import RunError
+from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
 from lockstep.journal.events import ApprovalGiven, ApprovalRefused, EffectReconciled, Event, RunFinished
-from lockstep.journal.port import Journal
-from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.runtime.reading import read_state, waiting
+from lockstep.journal.port import Journal, RunRow
+from lockstep.kernel.apply import apply
+from lockstep.kernel.state import CallState, Phase, State, Status, Totals
+from lockstep.runtime.reading import UNSEEDED, Unreadable, read_state, unfinished, waiting
 from lockstep.values import RunId, format_usd, now_ms
 
 
@@ -16,9 +17,12 @@ async def answer_approval(journal: Journal, approval: str, *, given: bool, by: s
     Raises:
         RunError: no such approval waits, or it has expired.
     """
-    found = [item for item in await waiting(journal) if item.call.approval == approval and item.call.digest]
+    runs = await unfinished(journal)
+    found = [item for item in waiting(runs) if item.call.approval == approval and item.call.digest]
     if not found:
-        raise RunError(f"No approval {approval} is waiting.", remedy="`lockstep approvals` lists those that are.")
+        broken = [each.row.run for each in runs if isinstance(each, Unreadable)]
+        but = f" What waits in {', '.join(broken)} cannot be read." if broken else ""
+        raise RunError(f"No approval {approval} is waiting.{but}", remedy="`lockstep approvals` lists those that are.")
     state, call = found[0].state, found[0].call
     if given and now_ms() >= call.approval_expires_ms:
         raise RunError(f"Approval {approval} has expired.", remedy=f"`lockstep resume {state.run}` goes on without it.")
@@ -55,12 +59,17 @@ async def reconcile(journal: Journal, run: RunId, *, happened: bool, by: str, re
 
 
 async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
-    """End an unfinished run for good.
+    """End an unfinished run for good, also one that cannot be read: of that the list of runs is all that is known.
 
     Raises:
         RunError: it has finished already.
     """
-    state = await read_state(journal, run)
+    try:
+        state = await read_state(journal, run)
+    except StoreDamaged:
+        raise
+    except JournalCorrupt as unreadable:
+        return await _cancel_unread(journal, run, by=by, why=unreadable.message)
     if state.status is Status.FINISHED:
         raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
     doubted = [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
@@ -77,6 +86,35 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
     )
     await _append(journal, state, event)
     return await read_state(journal, run)
+
+
+async def _cancel_unread(journal: Journal, run: RunId, *, by: str, why: str) -> State:
+    row = next(row for row in await journal.runs() if row.run == run)
+    state = _unread(row)
+    if state.status is Status.FINISHED:
+        raise RunError(f"Run {run} has finished already, and cannot be read: {why}")
+    message = f"Cancelled by {by}. What it did is not known: {why}"
+    event = RunFinished(stop_reason="cancelled", message=message)
+    at_ms = max(now_ms(), row.last_at_ms)
+    await journal.append(run, state.next_seq, [(at_ms, event)])
+    return apply(state, event, at_ms)
+
+
+def _unread(row: RunRow) -> State:
+    """What the list of runs knows of a run whose events cannot be folded."""
+    return State(
+        run=row.run,
+        transcript=UNSEEDED,
+        history=0,
+        next_seq=row.events + 1,
+        status=Status.FINISHED if row.last == RunFinished.TYPE else Status.RUNNING,
+        agent=row.agent,
+        session=row.session,
+        principal=row.principal,
+        started_at_ms=row.started_at_ms,
+        last_at_ms=row.last_at_ms,
+        totals=Totals(cost_usd=None),
+    )
 
 
 async def _append(journal: Journal, state: State, event: Event) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from lockstep.kernel.state import CallState, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import Failure, Model, Reply, Settings
-from lockstep.runtime.reading import read_history, read_run
+from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
 from lockstep.values import Effect, RunId, format_usd, new_run_id, new_token, now_ms
 
@@ -115,12 +115,17 @@ class Driver:
         self._definitions = definitions(agent)
         self._keeps_receipts = any(tool.dedupe_on is not None for tool in agent.tools.values())
         self._starting: set[str] = set()
+        self._begun: dict[RunId, History] = {}
+        """What runs that were started and not yet driven take from their session."""
 
     async def start(self, started: ev.RunStarted) -> RunId:
         """Record a new run in its session; `advance` drives it.
 
+        Its session is read first: that costs the run none of its time, and where it cannot be read there is no run.
+
         Raises:
             RunError: the session's newest run has not finished, or the session is of another principal or agent.
+            JournalCorrupt: an earlier run of the session that counts cannot be read.
         """
         if started.session in self._starting:
             raise RunError(f"Session {started.session!r} is being given another run at this moment.")
@@ -130,9 +135,11 @@ class Driver:
             if rows:
                 _check_session(started, rows[0])
             previous = window([row.run for row in reversed(rows)], self.agent.window_runs)
+            history = await self._history(started.session, previous, before=None)
             at_ms = now_ms()
             run = new_run_id(at_ms)
             await self._journal.append(run, 1, [(at_ms, replace(started, previous=previous))])
+            self._begun[run] = history
         finally:
             self._starting.discard(started.session)
         return run
@@ -170,9 +177,12 @@ class Driver:
         recorded = await read_run(self._journal, run)
         first = recorded[0].event
         assert isinstance(first, ev.RunStarted)
-        history = await read_history(self._journal, run, first, receipts=self._keeps_receipts)
+        history = self._begun.pop(run, None) or await self._history(first.session, first.previous, before=run)
         begin = start(run, opening(self.agent, history.messages), history.receipts)
         return _Live(self._journal, self._watcher, fold(begin, recorded))
+
+    async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:
+        return await read_history(self._journal, session, previous, before=before, receipts=self._keeps_receipts)
 
     async def _drive(self, live: _Live) -> State:
         try:

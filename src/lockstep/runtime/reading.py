@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from lockstep.errors import JournalCorrupt, RunError
-from lockstep.journal.events import Recorded, RunStarted
-from lockstep.journal.port import Journal
+from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
+from lockstep.journal.events import Recorded, RunFinished, RunStarted
+from lockstep.journal.port import Journal, RunRow, Verification
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.kernel.transcript import Transcript
 from lockstep.model.port import Message
+from lockstep.runtime.extracts import extract_of, receipts_in
 from lockstep.values import RunId
 
 UNSEEDED = Transcript((), b"")
@@ -24,6 +25,18 @@ class History:
 
     messages: tuple[Message, ...]
     receipts: Mapping[str, Receipt]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreadable:
+    """A run that the list names and nobody can read, and why."""
+
+    row: RunRow
+    why: str
+
+    @property
+    def finished(self) -> bool:
+        return self.row.last == RunFinished.TYPE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,37 +69,93 @@ async def read_state(journal: Journal, run: RunId) -> State:
     return fold(start(run, UNSEEDED), await read_run(journal, run))
 
 
-async def read_history(journal: Journal, run: RunId, started: RunStarted, *, receipts: bool) -> History:
-    """What earlier runs of the session leave to this one: messages of those in its window, and all their receipts.
+async def verify_run(journal: Journal, run: RunId) -> Verification:
+    """The journal's own check of a run; and that what was kept of it, if anything was, is what its events say."""
+    seen = await journal.verify(run)
+    if seen.broken_seq is not None:
+        return seen
+    state = await read_state(journal, run)
+    kept = [row.extract for row in await journal.session(state.session) if row.run == run and row.extract is not None]
+    if kept and kept != [extract_of(state.receipts)]:
+        problem = "the receipts that were kept of it are not those of its events"
+        return replace(seen, broken_seq=seen.events, problem=problem)
+    return seen
 
-    With `receipts` every earlier run of the session is read: what must not be repeated outlives the window.
+
+async def read_row(journal: Journal, row: RunRow) -> State | Unreadable:
+    """The state of a run of the list; a broken one is a value, so that it hides no other.
+
+    Raises:
+        StoreDamaged: not this run alone is broken.
     """
-    runs = await _earlier(journal, started.session, run) if receipts else started.previous
-    messages: list[Message] = []
-    kept: Mapping[str, Receipt] = {}
-    for earlier in runs:
-        state = fold(start(earlier, UNSEEDED, kept), await read_run(journal, earlier))
-        kept = state.receipts
-        if earlier in started.previous:
-            messages.extend(state.transcript.messages)
-    return History(messages=tuple(messages), receipts=kept)
+    try:
+        return await read_state(journal, row.run)
+    except StoreDamaged:
+        raise
+    except (JournalCorrupt, RunError) as error:
+        return Unreadable(row=row, why=error.message)
 
 
-async def _earlier(journal: Journal, session: str, run: RunId) -> list[RunId]:
-    """The runs of a session before this one, oldest first."""
-    oldest_first = [row.run for row in reversed(await journal.runs(session=session))]
-    return oldest_first[: oldest_first.index(run)]
+async def read_history(
+    journal: Journal, session: str, previous: Sequence[RunId], *, before: RunId | None, receipts: bool
+) -> History:
+    """What earlier runs of a session leave to `before`, or to a run that is yet to begin.
+
+    That is the messages of `previous`, the runs in its window; and with `receipts` the receipts of every earlier run,
+    because what must not be repeated outlives the window. A finished run is read for them once: what it left is kept.
+
+    Raises:
+        JournalCorrupt: one that counts cannot be read. What it did is not known, so the session does not go on.
+    """
+    states = {run: await _read_earlier(journal, session, run) for run in previous}
+    kept = await _receipts(journal, session, before, states) if receipts else {}
+    messages = tuple(message for state in states.values() for message in state.transcript.messages)
+    return History(messages=messages, receipts=kept)
 
 
-async def waiting(journal: Journal) -> list[Waiting]:
-    """Everything that waits for a person, oldest first."""
-    out: list[Waiting] = []
-    for row in reversed(await journal.runs()):
-        if row.last == "run.finished":
-            continue
-        state = await read_state(journal, row.run)
-        if state.status is not Status.FINISHED:
-            out += [
-                Waiting(state=state, call=call) for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)
-            ]
-    return out
+async def _receipts(
+    journal: Journal, session: str, before: RunId | None, states: Mapping[RunId, State]
+) -> dict[str, Receipt]:
+    """By key, the newest receipt that the earlier runs left. Where events were read they count, not what was kept."""
+    receipts: dict[str, Receipt] = {}
+    drawn: dict[RunId, bytes] = {}
+    for row in await journal.session(session, before=before):
+        left = None if row.run in states else receipts_in(row.run, row.extract)
+        if left is None:
+            state = states.get(row.run) or await _read_earlier(journal, session, row.run)
+            left = dict(state.receipts)
+            if row.finished and row.extract != (extract := extract_of(left)):
+                drawn[row.run] = extract
+        receipts |= left
+    if drawn:
+        await journal.keep(drawn)
+    return receipts
+
+
+async def _read_earlier(journal: Journal, session: str, run: RunId) -> State:
+    try:
+        return await read_state(journal, run)
+    except StoreDamaged:
+        raise
+    except (JournalCorrupt, RunError) as error:
+        raise JournalCorrupt(
+            f"Session {session!r} cannot go on, because what its run {run} did is not known: {error.message}",
+            remedy=f"Begin another session; `lockstep verify {run}` says where its record stops holding.",
+        ) from error
+
+
+async def unfinished(journal: Journal) -> list[State | Unreadable]:
+    """Every run that has not finished, oldest first."""
+    rows = [row for row in reversed(await journal.runs()) if row.last != RunFinished.TYPE]
+    return [await read_row(journal, row) for row in rows]
+
+
+def waiting(runs: Iterable[State | Unreadable]) -> list[Waiting]:
+    """Everything in these runs that waits for a person."""
+    return [
+        Waiting(state=state, call=call)
+        for state in runs
+        if isinstance(state, State) and state.status is not Status.FINISHED
+        for call in state.calls
+        if call.phase in (Phase.WAITING, Phase.DOUBTED)
+    ]

@@ -41,7 +41,7 @@ from lockstep.model.port import AssistantMessage, Failure, FailureKind, Prompt, 
 from lockstep.runtime import answers, driver
 from lockstep.runtime.answers import answer_approval, cancel, reconcile
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.reading import read_run, read_state, waiting
+from lockstep.runtime.reading import read_run, read_state, unfinished, waiting
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Effect, RunId, now_ms
 
@@ -465,7 +465,7 @@ def test_an_unknown_outcome_of_an_effect_that_must_not_be_repeated_is_in_doubt(p
         assert "no answer within 5 s" in state.message
         assert (await driving.resume(state.run, by="ada")).status is Status.SUSPENDED
         assert tools.count("book") == 1
-        (item,) = await waiting(journal)
+        (item,) = waiting(await unfinished(journal))
         assert item.call.phase is Phase.DOUBTED
 
     during(path, work)
@@ -724,14 +724,14 @@ def test_an_approved_call_runs_after_a_restart_and_costs_nothing_meanwhile(path:
     async def ask(journal: SQLiteJournal) -> tuple[RunId, str]:
         state = await run_of(asking(journal, model, tools))
         assert (state.status, tools.count("book")) == (Status.SUSPENDED, 0)
-        (item,) = await waiting(journal)
+        (item,) = waiting(await unfinished(journal))
         assert (item.call.question, item.state.run) == ("Book it?", state.run)
         assert await asking(journal, model, tools).resume(state.run, by="ada") == state
         return state.run, item.call.approval
 
     async def approve(journal: SQLiteJournal) -> State:
         await answer_approval(journal, approval, given=True, by="ada")
-        assert await waiting(journal) == []
+        assert waiting(await unfinished(journal)) == []
         return await read_state(journal, run)
 
     async def go_on(journal: SQLiteJournal) -> State:
@@ -858,7 +858,7 @@ def test_a_waiting_run_can_be_cancelled_and_the_session_goes_on(path: Path) -> N
         assert (state.status, state.stop_reason, state.message) == (Status.FINISHED, "cancelled", "Cancelled by ada.")
         with pytest.raises(RunError, match="has finished already"):
             await cancel(journal, state.run, by="ada")
-        assert await waiting(journal) == []
+        assert waiting(await unfinished(journal)) == []
         talking = ListedModel(reply(text="Fine."))
         await run_of(asking(journal, talking, tools), "Never mind.")
         told = [
