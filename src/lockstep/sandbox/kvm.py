@@ -13,9 +13,13 @@ import os
 import sys
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.framed import kill_child
+from lockstep.sandbox.image.build import cache_directory
+from lockstep.sandbox.proven import Proven
 
 _DEVICE = "/dev/kvm"
 _PATIENCE_S = 6.0
+_REMEMBERED_S = 3600.0
 _REMEDY = "Use a machine with hardware virtualization that this user may use (/dev/kvm)."
 _PROBE = r"""
 import fcntl, mmap, os, struct, ctypes
@@ -41,7 +45,7 @@ print("ran" if reason == 2 else "ended for reason %d" % reason)
 
 
 async def runs_guests() -> None:
-    """Run the smallest of guests.
+    """Run the smallest of guests. That it did not run is remembered for an hour: to find that out can take seconds.
 
     Raises:
         SandboxUnavailable: there is no KVM for us, or it does not run guests.
@@ -50,6 +54,18 @@ async def runs_guests() -> None:
         raise SandboxUnavailable("This machine has no /dev/kvm.", remedy=_REMEDY)
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         raise SandboxUnavailable("/dev/kvm may not be used by this user.", remedy=_REMEDY)
+    refused = Proven(cache_directory() / "kvm-refused.json", valid_s=_REMEMBERED_S)
+    grounds = [os.uname().release, os.geteuid()]
+    if refused.holds(grounds):
+        raise SandboxUnavailable("/dev/kvm is there, but did not run a guest within the hour.", remedy=_REMEDY)
+    try:
+        await _run_one()
+    except SandboxUnavailable:
+        refused.save(grounds)
+        raise
+
+
+async def _run_one() -> None:
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     probe = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", "-c", _PROBE, stdin=quiet, stdout=pipe, stderr=pipe
@@ -59,8 +75,8 @@ async def runs_guests() -> None:
     except TimeoutError:
         raise SandboxUnavailable("/dev/kvm is there, but a guest in it makes no headway.", remedy=_REMEDY) from None
     finally:
-        if probe.returncode is None:
-            probe.kill()
+        kill_child(probe)
+        await probe.wait()
     if said.strip() != b"ran":
         why = (trouble or said).decode(errors="replace").strip().rpartition("\n")[2]
         raise SandboxUnavailable(f"/dev/kvm is there, but runs no guest ({why[:200]}).", remedy=_REMEDY)
