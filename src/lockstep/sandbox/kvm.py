@@ -55,7 +55,7 @@ async def runs_guests() -> None:
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         raise SandboxUnavailable("/dev/kvm may not be used by this user.", remedy=_REMEDY)
     refused = Proven(cache_directory() / "kvm-refused.json", valid_s=_REMEMBERED_S)
-    grounds = [os.uname().release, os.geteuid()]
+    grounds: list[str | int] = [os.uname().release, os.geteuid()]
     if refused.holds(grounds):
         raise SandboxUnavailable("/dev/kvm is there, but did not run a guest within the hour.", remedy=_REMEDY)
     try:
