@@ -462,7 +462,7 @@ import io, zipfile
 data = io.BytesIO()
 with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as bomb:
     with bomb.open("x", "w", force_zip64=True) as inside:
-        for _ in range(256):
+        for _ in range(64):
             inside.write(bytes(2**20))
 with zipfile.ZipFile(data) as bomb:
     say(attempt(bomb.extractall, "/work"))
