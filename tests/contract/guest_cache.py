@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.image.build import cache_directory, find_image, setup_microvm
+from lockstep.sandbox.cache import cache_directory
+from lockstep.sandbox.image.build import find_image, setup_microvm
 
 
 def guest_cache() -> Path:

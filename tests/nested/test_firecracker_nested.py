@@ -18,7 +18,8 @@ import pytest
 from outer import initramfs, kvm_modules, run
 
 from lockstep.errors import SandboxUnavailable
-from lockstep.sandbox.image.build import Image, cache_directory, find_image, setup_microvm
+from lockstep.sandbox.cache import cache_directory
+from lockstep.sandbox.image.build import Image, find_image, setup_microvm
 
 pytestmark = pytest.mark.nested
 

@@ -21,11 +21,12 @@ from lockstep.sandbox.egress_inside import furnished
 from lockstep.sandbox.gvisor_process import spawn
 from lockstep.sandbox.leftovers import Ledger, Remains, unwritable
 from lockstep.sandbox.process import SandboxProcess
-from lockstep.sandbox.runsc import RUNSC_ENV, ProvenWay, Runsc, locate, ways
+from lockstep.sandbox.runsc import RUNSC_ENV, SYSTRAP, ProvenWay, Runsc, locate, ways
 from lockstep.sandbox.uncancelled import to_the_end
 from lockstep.values import Tier
 
 _DELETE_S = 10.0
+_OLD = "without systrap; on Debian 12 `lockstep setup gvisor` fetches a faster one"
 _REMEDY = "Run `lockstep doctor` to see what this machine can do."
 
 
@@ -140,6 +141,8 @@ class GVisor:
         except SandboxUnavailable as error:
             return self._result((("runsc", error.message),), error.remedy, available=False)
         details: tuple[tuple[str, str], ...] = (("runsc", f"{candidates[0].path}, {candidates[0].version}"),)
+        if candidates[0].platform != SYSTRAP:
+            details += (("build", _OLD),)
         for way in candidates:
             available, seen = await passes(way.name, functools.partial(self.start_by, way))
             details += seen
@@ -150,7 +153,7 @@ class GVisor:
         remedy = (
             "Run as root, or allow user namespaces (sysctl user.max_user_namespaces)."
             if candidates[0].rootless
-            else "Try the newer runsc of Debian 13, or allow ptrace on this host."
+            else "Run `lockstep setup gvisor` for a newer runsc, or allow ptrace on this host."
         )
         return self._result(details, remedy, available=False)
 

@@ -54,6 +54,10 @@ class CodeStore:
             self._checked.add(target)
         return target
 
+    def has(self, code: Mapping[str, Digest]) -> bool:
+        """Whether a snapshot of these files was put here; `get` says whether it is still the same."""
+        return self._path(code).is_dir()
+
     def _make(self, target: Path, files: Mapping[str, bytes]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._directory.chmod(0o755)

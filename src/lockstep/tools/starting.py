@@ -21,7 +21,7 @@ class Guest:
     @functools.cached_property
     def directory(self) -> Path:
         """What to mount at `/lockstep`."""
-        return materialize(self._below)
+        return materialize(self._below, interpreter()[0])
 
     def start(self, source: str, *, egress: bool) -> tuple[tuple[str, ...], Mapping[str, Path]]:
         """The argv for a source key (`python:FILE`, `builtin:NAME`, `mcp:COMMAND`), and mounts beyond code and runner.

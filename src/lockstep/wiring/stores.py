@@ -12,12 +12,15 @@ from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_file import DATABASE
 from lockstep.sandbox.bubblewrap import Bubblewrap
+from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
 from lockstep.sandbox.firecracker import Firecracker
 from lockstep.sandbox.gvisor import GVisor
-from lockstep.sandbox.image.build import cache_directory, setup_microvm
+from lockstep.sandbox.image.build import setup_microvm
+from lockstep.sandbox.image.suites import next_suite
 from lockstep.sandbox.microvm import MicroVM
 from lockstep.sandbox.qemu import Qemu
+from lockstep.sandbox.runsc_fetch import fetch
 from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
@@ -87,6 +90,16 @@ def make_guest_image(say: Callable[[str], None]) -> None:
         SandboxUnavailable: it cannot be made.
     """
     setup_microvm(say)
+
+
+def fetch_newer_runsc() -> str:
+    """Keep the runsc of the next Debian suite in the cache; its version, or "" where none is to be had this way.
+
+    Raises:
+        SandboxUnavailable: it cannot be fetched.
+    """
+    suite = next_suite()
+    return fetch(suite) if suite else ""
 
 
 @contextlib.asynccontextmanager

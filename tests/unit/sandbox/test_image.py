@@ -17,9 +17,10 @@ import pytest
 
 from lockstep.errors import ConfigError, SandboxUnavailable
 from lockstep.sandbox import drive as drives
+from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.drive import write_drive
 from lockstep.sandbox.image import cpio
-from lockstep.sandbox.image.build import cache_directory, find_image
+from lockstep.sandbox.image.build import find_image
 from lockstep.sandbox.image.kernel import elf_image, expand, ordered_modules
 
 ELF = b"\x7fELF" + bytes(range(256)) * 40_000

@@ -88,9 +88,10 @@ def error(result: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="session")
-def guest_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return guest.materialize(tmp_path_factory.mktemp("guest"))
+@pytest.fixture(scope="session", params=["imported from its files", "from its bundle"])
+def guest_directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundled = INTERPRETER if request.param == "from its bundle" else ()
+    return guest.materialize(tmp_path_factory.mktemp("guest"), bundled)
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from io import BytesIO
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.guest import wire
 from lockstep.sandbox.image import cpio, kernel
 from lockstep.sandbox.image.packages import Apt, Package, unpack
 from lockstep.values import Digest, sha256
 
-CACHE_ENV = "LOCKSTEP_CACHE"
 SETUP = "Run `lockstep setup microvm`."
 _CURRENT = "current"
 _DROPPED = ("doc", "man", "locale", "lintian", "bug", "doc-base", "info", "python3", "applications", "pixmaps", "menu")
@@ -49,15 +49,6 @@ class Image:
     kernel: Path
     initrd: Path
     kernel_version: str
-
-
-def cache_directory() -> Path:
-    """Where images are kept: LOCKSTEP_CACHE, else below the user's cache directory."""
-    named = os.environ.get(CACHE_ENV)
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lockstep"
 
 
 def setup_microvm(say: Callable[[str], None], cache: Path | None = None) -> Image:

@@ -1,4 +1,4 @@
-"""Debian packages for the guest: which ones, fetched and unpacked into a directory, nothing installed.
+"""Debian packages: the guest's, or one of another suite; fetched and unpacked into a directory, nothing installed.
 
 Asks apt as it is configured here. When apt knows no kernel, its lists are brought into a directory of our own.
 """
@@ -55,20 +55,34 @@ class Apt:
         if kernel is None:
             raise SandboxUnavailable(f"apt knows no {KERNEL}.", remedy=_REMEDY)
         names = [kernel, *sorted(self._closure(PROGRAMS))]
+        packages = self._download(*names)
+        return sorted(packages, key=lambda package: (package.name != kernel, package.name))
+
+    def of_source(self, name: str, source: str) -> Package:
+        """One package from this source (deb822) alone, instead of those that apt is given here.
+
+        Raises:
+            SandboxUnavailable: apt cannot get it.
+        """
+        file = self._workdir / "our.sources"
+        file.write_text(source)
+        self._own_lists("-o", f"Dir::Etc::SourceList={file}", "-o", "Dir::Etc::SourceParts=-")
+        return self._download(name)[0]
+
+    def _download(self, *names: str) -> list[Package]:
         archives = self._workdir / "archives"
         archives.mkdir()
         self._run("apt-get", "-q", "download", *names, cwd=archives)
-        packages = [_described(file) for file in archives.glob("*.deb")]
-        return sorted(packages, key=lambda package: (package.name != kernel, package.name))
+        return [_described(file) for file in archives.glob("*.deb")]
 
     def _knows(self, name: str) -> bool:
         return bool(self._run("apt-cache", "show", "--no-all-versions", name, check=False).strip())
 
-    def _own_lists(self) -> None:
+    def _own_lists(self, *options: str) -> None:
         lists, cache = self._workdir / "lists", self._workdir / "cache"
         for directory in (lists / "partial", cache / "archives/partial"):
             directory.mkdir(parents=True)
-        self._options = ("-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}")
+        self._options = ("-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", *options)
         self._run("apt-get", "-q", "update")
 
     def _closure(self, names: Sequence[str]) -> set[str]:
