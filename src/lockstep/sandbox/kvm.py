@@ -13,8 +13,8 @@ import os
 import sys
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.framed import kill_child
-from lockstep.sandbox.image.build import cache_directory
 from lockstep.sandbox.proven import Proven
 
 _DEVICE = "/dev/kvm"

@@ -73,8 +73,7 @@ def command(
         only: names of the tools to offer; all of them when empty.
         interpreter: the Python to start and its flags.
     """
-    # `-c` rather than `-m`, which would import `runpy`. No byte code: under gVisor it saves nothing measurable, and it
-    # could not be checked against its source.
+    # `-c` rather than `-m`, which would import `runpy`.
     chosen = ("--only", ",".join(sorted(only))) if only else ()
     return (*interpreter, "-X", "utf8", "-c", _BOOTSTRAP, module_file, *chosen)
 
