@@ -352,8 +352,9 @@ def test_a_full_disk_stops_a_run_with_a_sentence_and_nothing_recorded_is_lost(lo
 
 
 @pytest.mark.parametrize("how", ["LOCKSTEP_RUNSC to nowhere", "PATH without it"])
-def test_without_a_sandbox_nothing_runs_and_the_remedy_is_said(agent: Agent, how: str) -> None:
+def test_without_a_sandbox_nothing_runs_and_the_remedy_is_said(agent: Agent, how: str, tmp_path: Path) -> None:
     env = {"LOCKSTEP_RUNSC": "/nowhere/runsc"} if how.startswith("LOCKSTEP") else {"PATH": "/nowhere"}
+    env["LOCKSTEP_CACHE"] = str(tmp_path / "cache")  # one may have been fetched for this user
     for done in (agent("lock", agent.directory, env=env), agent.run("hello", env=env)):
         refused(done, "is not an executable on this machine", "apt-get install runsc")
     assert not (agent.store / "journal.db").exists()
