@@ -184,8 +184,19 @@ def is_gone(remains: Remains) -> bool:
 
 def _cgroup_directories(name: str) -> Iterator[Path]:
     """At the top of a hierarchy or one below, whether all controllers share one hierarchy or each has its own."""
-    places = (_CGROUPS / name, *_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(f"*/*/{name}"))
-    yield from (path for path in places if path.is_dir())
+    level = [str(_CGROUPS)]
+    for depth in range(3):
+        if depth:
+            level = [below for above in level for below in _directories(above)]
+        yield from (Path(above, name) for above in level if os.path.isdir(f"{above}/{name}"))
+
+
+def _directories(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def _kill(pid: int, marks: set[bytes]) -> bool:

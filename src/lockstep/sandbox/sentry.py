@@ -36,14 +36,16 @@ class Sentry:
 
     def running(self) -> bool:
         """Whether runsc has recorded that the process inside was started."""
-        for file in self._state_root.glob("*.state"):
-            try:
-                state = json.loads(file.read_text())
-                self._attach(int(state["sandbox"]["pid"]))
-                return bool(state["status"] == "running")
-            except (OSError, ValueError, KeyError, TypeError):
-                return False  # being written
-        return False
+        try:
+            name = next((name for name in os.listdir(self._state_root) if name.endswith(".state")), None)
+            recorded = (self._state_root / name).read_bytes() if name else b""
+            if not recorded or (self.known and b'"running"' not in recorded):
+                return False  # asked every few milliseconds: parsed only when there is something new in it
+            state = json.loads(recorded)
+            self._attach(int(state["sandbox"]["pid"]))
+            return bool(state["status"] == "running")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # being written
 
     def kill(self) -> bool:
         """SIGKILL; False when the sentry is not known yet. `runsc run` then cleans up behind it."""
@@ -77,10 +79,12 @@ class Sentry:
     def _guest_memory(self) -> int:
         """What is allocated of the memory file that backs everything inside, tmpfs included."""
         if self._memory is None:
-            for entry in Path(f"/proc/{self._pid}/fd").iterdir():
+            below = f"/proc/{self._pid}/fd"
+            for name in os.listdir(below):
                 with contextlib.suppress(OSError):
-                    if entry.readlink().name.startswith("memfd:runsc-memory"):
-                        self._memory = entry
+                    if os.readlink(f"{below}/{name}").startswith("/memfd:runsc-memory"):
+                        self._memory = Path(below, name)
+                        break
         return self._memory.stat().st_blocks * _BLOCK if self._memory else 0
 
     def _measured_cpu_s(self) -> float:
