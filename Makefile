@@ -15,10 +15,10 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench airline hostile relock clean
+.PHONY: help setup demo test test-nested check bench bench-sandboxes airline hostile relock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## .venv with what running needs, and runsc and bubblewrap where they are missing
 	@$(PYTHON) scripts/setup.py
@@ -44,6 +44,10 @@ check:  ## format, lint and types
 bench:  ## speed and memory, side by side with the peers
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python bench/run.py
+
+bench-sandboxes:  ## sandboxed calls, warm, cold and many, beside bubblewrap and a plain subprocess
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python bench/sandboxes.py
 
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
