@@ -89,8 +89,7 @@ class Bubblewrap:
             return
         if proxy is not None:
             await proxy.close()
-        await self._ledger.hunt(remains)
-        await self._ledger.remove(remains)
+        await self._ledger.destroy(remains)
 
     async def _try_out(self) -> Findings:
         try:

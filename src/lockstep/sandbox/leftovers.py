@@ -95,9 +95,13 @@ class Ledger:
         """Destroy what belongs to no living process; returns how many."""
         orphans = list(self.orphans())
         for remains in orphans:
-            await self.hunt(remains)
-            await self.remove(remains)
+            await self.destroy(remains)
         return len(orphans)
+
+    async def destroy(self, remains: Remains) -> None:
+        """Kill what is left of a sandbox, then remove its files."""
+        await self.hunt(remains)
+        await self.remove(remains)
 
     def _create(self) -> Remains:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

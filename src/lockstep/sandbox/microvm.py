@@ -94,7 +94,7 @@ class MicroVM:
             drive = await asyncio.to_thread(write_drive, Path(remains.directory, "drive"), mounts)
             egress = remains.egress_socket if proxy else None
             await self._machines.start(held, spec, drive, remains, egress, ready=ready)
-            body = MicroVmBody(*held.complete(), spec, lambda: self._destroy(remains))
+            body = MicroVmBody(*held.complete(), spec, lambda: self._ledger.destroy(remains))
         except BaseException as error:
             await to_the_end(asyncio.create_task(self._give_up(held, remains, proxy)))
             if isinstance(error, LinkError):
@@ -117,11 +117,7 @@ class MicroVM:
             if proxy is not None:
                 await proxy.close()
         finally:
-            await self._destroy(remains)
-
-    async def _destroy(self, remains: Remains) -> None:
-        await self._ledger.hunt(remains)
-        await self._ledger.remove(remains)
+            await self._ledger.destroy(remains)
 
     async def _try_out(self) -> Findings:
         try:
