@@ -192,8 +192,7 @@ class Machines:
         try:
             await held.close()
         finally:
-            await self._ledger.hunt(remains)
-            await self._ledger.remove(remains)
+            await self._ledger.destroy(remains)
 
 
 class Restless(Exception):
