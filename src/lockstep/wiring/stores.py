@@ -11,15 +11,9 @@ from pathlib import Path
 from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_file import DATABASE
-from lockstep.sandbox.bubblewrap import Bubblewrap
 from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
-from lockstep.sandbox.firecracker import Firecracker
-from lockstep.sandbox.gvisor import GVisor
-from lockstep.sandbox.image.build import setup_microvm
 from lockstep.sandbox.image.suites import next_suite
-from lockstep.sandbox.microvm import MicroVM
-from lockstep.sandbox.qemu import Qemu
 from lockstep.sandbox.runsc_fetch import fetch
 from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
@@ -69,6 +63,13 @@ class Store:
         return CodeStore(self.directory / "code")
 
     def backends(self) -> tuple[Backend, ...]:
+        # Imported here: a reader of runs, or a loop whose tools are in this process, need not hold them in memory.
+        from lockstep.sandbox.bubblewrap import Bubblewrap
+        from lockstep.sandbox.firecracker import Firecracker
+        from lockstep.sandbox.gvisor import GVisor
+        from lockstep.sandbox.microvm import MicroVM
+        from lockstep.sandbox.qemu import Qemu
+
         state, cache = self.directory / "sandboxes", cache_directory()
         monitors = (Firecracker(), Qemu(kvm=True), Qemu(kvm=False))
         return (Bubblewrap(state), GVisor(state), *(MicroVM(state, each, cache, _draws_anew) for each in monitors))
@@ -89,6 +90,8 @@ def make_guest_image(say: Callable[[str], None]) -> None:
     Raises:
         SandboxUnavailable: it cannot be made.
     """
+    from lockstep.sandbox.image.build import setup_microvm
+
     setup_microvm(say)
 
 
