@@ -68,8 +68,8 @@ def locked_tool(
 
 LOOK = locked_tool("look")
 NOTE = locked_tool("note", Effect.IDEMPOTENT)
-PAY = locked_tool("pay", Effect.KEYED, dedupe_on=("to",))
-BOOK = locked_tool("book", Effect.ONCE, dedupe_on=("flight",))
+PAY = locked_tool("pay", Effect.KEYED, dedupe_on=("/to",))
+BOOK = locked_tool("book", Effect.ONCE, dedupe_on=("/flight",))
 SEND = locked_tool("send", Effect.ONCE)
 
 

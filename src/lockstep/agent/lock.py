@@ -270,7 +270,7 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
     settings: dict[str, Json] = source.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted"},
+        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", *_REPEATS},
         by_alias=True,
     )
     if not source.secrets:
@@ -283,9 +283,28 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
         settings["lifetime"] = source.lifetime
     if source.untrusted:
         settings["untrusted"] = True
+    if repeats := _repeats(source):
+        settings["repeats"] = repeats
     code = code_files(directory, source)
     files.update(code)
     return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}
+
+
+_REPEATS: Mapping[str, str] = {
+    "dedupe_scope": "scope",
+    "dedupe_window_s": "window_s",
+    "released_by": "released_by",
+    "again": "again",
+    "probe": "probe",
+    "retries": "retries",
+    "late_s": "late_s",
+}
+"""Of `[[tools]]`, by their names in a lock. What is not said there is not in the lock either."""
+
+
+def _repeats(source: ToolSource) -> dict[str, Json]:
+    said = source.model_dump(mode="json", exclude_unset=True, exclude_none=True, include=set(_REPEATS))
+    return {_REPEATS[name]: value for name, value in said.items()}
 
 
 def code_files(directory: Path, source: ToolSource) -> dict[str, bytes]:

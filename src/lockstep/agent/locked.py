@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
 
+from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
+from lockstep.agent.pointers import check
 from lockstep.agent.spec import LimitsSection, ModelSection, SecretSection
 from lockstep.errors import LockError
 from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json
+
+_NOTHING_SAID = Repeats()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,18 @@ class LockedTool:
     source: str
     code: Mapping[str, Digest]
     secrets: tuple[SecretSection, ...] = ()
+    repeats: Repeats = _NOTHING_SAID
+
+    @property
+    def once_only(self) -> bool:
+        """Whether the same call is made once within `repeats.scope`, and a repeat gets the first receipt."""
+        declared = self.dedupe_on is not None or self.effect in (Effect.ONCE, Effect.KEYED)
+        return declared and self.repeats.scope != "none"
+
+    @property
+    def retries(self) -> int:
+        """Attempts after the first that infrastructure may make at one call; none where a repeat does harm."""
+        return 0 if self.effect is Effect.ONCE else self.repeats.retries
 
     @property
     def input_schema(self) -> JsonObject:
@@ -119,7 +135,7 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         definition=value["definition"],
         pin=digest_json(value["definition"]),
         effect=Effect(value["effect"]),
-        dedupe_on=tuple(value["dedupe_on"]) if "dedupe_on" in value else None,
+        dedupe_on=tuple(map(check, value["dedupe_on"])) if "dedupe_on" in value else None,
         tier=Tier(value["isolation"]),
         degrade=Tier(value["degrade"]) if "degrade" in value else None,
         run_lifetime=value.get("lifetime") == "run",
@@ -131,4 +147,10 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         source=value["source"],
         code=value["code"],
         secrets=tuple(SecretSection(**secret) for secret in value.get("secrets", ())),
+        repeats=_repeats(value),
     )
+
+
+def _repeats(value: Mapping[str, Any]) -> Repeats:
+    late_s = value["timeout_s"] if Effect(value["effect"]) is Effect.ONCE else 0.0
+    return Repeats.model_validate({"late_s": late_s, **value.get("repeats", {})})

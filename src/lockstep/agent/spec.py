@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from lockstep.agent.builtins import Builtin
+from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
 from lockstep.values import TIER_RANK, Effect, Tier
 
 FILE_MODELS = ("scripted", "recorded")
@@ -145,7 +146,22 @@ class ToolSource(_Section):
     include: tuple[str, ...] | None = None
     """The tools this entry provides; absent means all of the source."""
     effect: Effect = Effect.ONCE
-    dedupe_on: tuple[str, ...] | None = None
+    dedupe_on: tuple[Pointer, ...] | None = None
+    """The fields of the arguments that make two calls the same one; absent means all arguments."""
+    dedupe_scope: Scope = "session"
+    """Within what the same call with an effect is made once."""
+    dedupe_window_s: Number | None = Field(default=None, gt=0)
+    """For how long; absent means as long as the scope lasts."""
+    released_by: tuple[ReleaseRule, ...] = ()
+    """Calls that undo one of these, so that it may be made again."""
+    again: Flag = False
+    """Whether the model may ask for a deliberate repeat, about which a person is always asked."""
+    probe: ProbeSection | None = None
+    """The tool that says whether a call whose reply was lost happened."""
+    retries: Whole = Field(default=2, ge=0, le=10)
+    """Attempts after the first, at a call that may be repeated and failed in a way that may pass."""
+    late_s: Number | None = Field(default=None, ge=0, le=86400)
+    """Of `once`: how long past `timeout_s` a late result is still waited for; absent means `timeout_s` again."""
     isolation: Isolation = "gvisor"
     """The weakest tier its calls may run in; the policy may ask for more."""
     untrusted: Flag = False

@@ -36,17 +36,15 @@ class ArgumentChecker:
     def __init__(self, schemas: Mapping[str, JsonObject]) -> None:
         self._validators = {name: _compile(name, schema) for name, schema in schemas.items()}
 
-    def parse(self, tool: str, text: str) -> Arguments:
-        """The arguments, valid for this tool.
+    def check(self, tool: str, arguments: Arguments) -> None:
+        """Nothing, where these arguments are valid for this tool. They have a canonical form: nothing else is taken.
 
         Raises:
-            Malformed: not JSON, not an object, not valid, or without a canonical form.
+            Malformed: not valid.
         """
-        arguments = read(text)  # first, because the validator takes only what has a canonical form
         validator = self._validators[tool]
         if not validator.is_valid(arguments.value):
             raise Malformed("; ".join(_problems(validator, arguments.value)))
-        return arguments
 
 
 def read(text: str) -> Arguments:

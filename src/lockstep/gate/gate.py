@@ -7,18 +7,28 @@ pin is checked where the definition is seen: in the sandbox, before the call is 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lockstep.agent.locked import LockedAgent, LockedTool
+from lockstep.agent.pointers import Missing
 from lockstep.errors import PermitError
 from lockstep.gate.arguments import ArgumentChecker, Arguments, Malformed, read
+from lockstep.gate.effects import (
+    Repeat,
+    digest_of,
+    effect_key,
+    emitted_before,
+    freed_by,
+    frees,
+    probe_arguments,
+    split_again,
+    standing,
+)
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
 from lockstep.journal.events import CallJudged
-from lockstep.kernel.state import CallState, Phase, Receipt, State
-from lockstep.values import Digest, Effect, JsonObject, digest_json, now_ms, sha256
+from lockstep.kernel.state import CallState, Phase, State
+from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, now_ms
 
 PERMIT_TTL_MS = 60_000
 """A permit is for now: long enough for a queue, too short to be kept."""
@@ -29,6 +39,7 @@ class Release:
     """A call let go: the right to run it, and exactly what that right is for."""
 
     permit: Permit
+    tool: LockedTool
     arguments: JsonObject
     digest: Digest
     key: Digest
@@ -51,17 +62,31 @@ class Gate:
             known = ", ".join(self.agent.tools) or "none"
             return _invalid(call, "tool_hallucinated", f"There is no tool {call.name!r:.100}. Tools: {known}.")
         try:
-            arguments = self._arguments.parse(tool.name, call.arguments)
+            arguments, again = split_again(tool, read(call.arguments))
+            self._arguments.check(tool.name, arguments)
         except Malformed as problem:
             note = f"Invalid arguments for {tool.name}: {problem}. Correct them and call again."
             return _invalid(call, "tool_args_malformed", note)
         digest = _call_digest(state, call, tool, arguments)
-        key = _effect_key(state, tool, arguments) if tool.dedupe_on is not None else ""
-        if key and (receipt := state.receipts.get(key)) is not None:
-            return _repeated(call, tool, digest, key, receipt)
+        key = effect_key(state, self.agent.name, tool, arguments) if tool.once_only else ""
+        done = standing(state, key) if key else None
+        if done and not (again and not done.in_doubt):
+            return _repeated(call, tool, digest, key, done)
+        if done is None and (emitted := emitted_before(state, call, tool, arguments)):
+            return _repeated(call, tool, digest, "", emitted)
         if (over := self._over_budget(state, tool)) is not None:
             return _denied(call, tool, digest, "budget", (over,))
-        return self._by_policy(state, call, tool, arguments, digest, key)
+        judged = self._by_policy(state, call, tool, arguments, digest)
+        if judged.verdict == "deny":
+            return judged
+        window_s = tool.repeats.window_s
+        judged = replace(
+            judged,
+            dedupe_key=key,
+            dedupe_until_ms=state.last_at_ms + int(window_s * 1000) if key and window_s is not None else None,
+            frees=frees(self.agent.tools, tool, arguments.value),
+        )
+        return _repeat_on_purpose(judged, tool, done) if done else judged
 
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
@@ -72,7 +97,7 @@ class Gate:
         if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
         tool = self.agent.tools[call.name]
-        arguments = read(call.arguments)
+        arguments, _ = split_again(tool, read(call.arguments))
         digest = _call_digest(state, call, tool, arguments)
         if digest != call.digest:
             raise PermitError(
@@ -81,10 +106,48 @@ class Gate:
             )
         return Release(
             permit=self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS),
+            tool=tool,
             arguments=arguments.value,
             digest=digest,
-            key=Digest(call.dedupe_key) if call.dedupe_key else _effect_key(state, tool, arguments),
+            key=self._key(state, call, tool, arguments),
         )
+
+    def release_probe(self, state: State, call: CallState, now_ms: int) -> Release:
+        """Let go of the question whether a call in doubt happened: a read of its own, which policy must allow.
+
+        Raises:
+            PermitError: it has no probe, or the probe may not be asked; nothing ran.
+        """
+        tool = self.agent.tools[call.name]
+        probe = tool.repeats.probe
+        if call.phase is not Phase.DOUBTED or probe is None:
+            raise PermitError(f"Call {call.id} of run {state.run} is not in doubt, or has no probe.")
+        asked = self.agent.tools[probe.tool]
+        arguments, _ = split_again(tool, read(call.arguments))
+        key = self._key(state, call, tool, arguments)
+        try:
+            value = probe_arguments(probe, arguments.value, key)
+            question = Arguments(value, canonical(value))
+            self._arguments.check(asked.name, question)
+        except (Missing, Malformed) as problem:
+            raise PermitError(f"{asked.name} cannot be asked about this call: {problem}.") from problem
+        probing = replace(call, id=f"{call.id}?{call.probes + 1}", name=asked.name)
+        digest = _call_digest(state, probing, asked, question)
+        judged = self._by_policy(state, probing, asked, question, digest)
+        if judged.verdict != "allow":
+            raise PermitError(f"Policy does not allow {asked.name}: {'; '.join(judged.reasons)}")
+        permit = self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS)
+        return Release(permit=permit, tool=asked, arguments=value, digest=digest, key=digest)
+
+    def freed_by(self, call: CallState, text: str) -> tuple[str, ...]:
+        """The terms that end the receipt of this call, now that its result is known."""
+        tool = self.agent.tools[call.name]
+        return freed_by(tool, read(call.arguments).value, text) if tool.repeats.released_by else ()
+
+    def _key(self, state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
+        """The idempotency key. A deliberate repeat has one of its own, or the service would answer with the first."""
+        key = Digest(call.dedupe_key) if call.dedupe_key else effect_key(state, self.agent.name, tool, arguments)
+        return digest_json({"again": f"{state.run}/{call.id}", "key": key}) if call.again else key
 
     def _over_budget(self, state: State, tool: LockedTool) -> str | None:
         limit, spent = self.agent.budget.cost_usd, state.totals.cost_usd
@@ -95,7 +158,7 @@ class Gate:
         return None
 
     def _by_policy(
-        self, state: State, call: CallState, tool: LockedTool, arguments: Arguments, digest: Digest, key: str
+        self, state: State, call: CallState, tool: LockedTool, arguments: Arguments, digest: Digest
     ) -> CallJudged:
         decision = self._policies.decide(
             PolicyRequest(
@@ -121,31 +184,13 @@ class Gate:
             policies=decision.policies,
             reasons=decision.reasons if decision.verdict == "ask" else (),
             question=decision.question,
-            dedupe_key=key,
         )
 
 
 def _call_digest(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
     """The identity of exactly this call: what approvals and permits are bound to."""
     rest = {"call": call.id, "pin": tool.pin, "run": state.run, "tool": tool.name}
-    return _digest_of("arguments", arguments.canonical, rest)
-
-
-def _effect_key(state: State, tool: LockedTool, arguments: Arguments) -> Digest:
-    """The same for calls that mean the same effect in a session: `dedupe_on` fields, or all arguments."""
-    rest = {"session": state.session, "tool": tool.name}
-    if tool.dedupe_on is None:
-        return _digest_of("fields", arguments.canonical, rest)
-    return digest_json({"fields": {name: arguments.value.get(name) for name in tool.dedupe_on}, **rest})
-
-
-def _digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:
-    """`digest_json({name: value, **rest})` of a value that is canonical already; `name` sorts before the rest.
-
-    Of plain strings, sorted JSON without spaces is canonical as it is.
-    """
-    text = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return sha256(b'{"%b":%b,%b' % (name.encode(), value, text[1:].encode()))
+    return digest_of("arguments", arguments.canonical, rest)
 
 
 def _invalid(call: CallState, error_type: str, note: str) -> CallJudged:
@@ -175,23 +220,33 @@ def _denied(
     )
 
 
-def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, receipt: Receipt) -> CallJudged:
-    if receipt.in_doubt:
-        reason = f"the same call is in doubt at {receipt.where}: settle that first"
+def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, done: Repeat) -> CallJudged:
+    if done.in_doubt:
+        reason = f"the same call is in doubt at {done.where}: settle that first"
         note = f"Not run: nobody knows yet whether the same {tool.name} of before happened. Do not ask for it again."
         return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=note)
-    note = (
-        f"{receipt.text}\n\n[This call was already made ({receipt.where}); it was not run again. This is its result.]"
-    )
+    note = f"{done.text}\n\n[This call was already made ({done.where}); it was not run again. This is its result.]"
     return CallJudged(
         call=call.id,
         verdict="allow",
         digest=digest,
         effect=tool.effect.value,
-        reasons=(f"already done at {receipt.where}",),
+        reasons=(f"already done at {done.where}",),
         note=note,
         dedupe_key=key,
-        duplicate_of=receipt.where,
+        duplicate_of=done.where,
+    )
+
+
+def _repeat_on_purpose(judged: CallJudged, tool: LockedTool, done: Repeat) -> CallJudged:
+    """A person is asked before a call is made a second time, whatever policy says of the first."""
+    question = f"Run {tool.name} once more? The same call was already made ({done.where})."
+    return replace(
+        judged,
+        verdict="ask",
+        again=True,
+        question="\n".join(filter(None, (question, judged.question))),
+        reasons=(*judged.reasons, f"a deliberate repeat of {done.where}"),
     )
 
 

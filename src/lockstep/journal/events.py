@@ -118,9 +118,15 @@ class CallJudged:
     """What the model is told when the call does not run."""
     question: str = ""
     dedupe_key: str = ""
-    """Of tools with `dedupe_on`: the digest of those fields."""
+    """Of calls that are made once: the digest of what makes another the same one."""
+    dedupe_until_ms: int | None = None
+    """When another of that key is a new call (`dedupe_window_s`)."""
     duplicate_of: str = ""
-    """Run and call whose receipt answers this one (same `dedupe_on` fields in the session)."""
+    """Run and call whose receipt answers this one: the same call, made before, or the same one emitted again."""
+    frees: tuple[str, ...] = ()
+    """Terms of earlier receipts that this call ends when it succeeds (`released_by`)."""
+    again: bool = False
+    """A deliberate repeat of a call that was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,11 +201,36 @@ class EffectSettled:
     peak_memory_bytes: int | None = None
     fee_usd: str | None = None
     egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
+    freed_by: tuple[str, ...] = ()
+    """Terms that end this receipt, so that the same call may be made anew."""
+    late: bool = False
+    """It came after the deadline, and settled a doubt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EffectRetried:
+    """An attempt at a call that may be repeated failed in a way that may pass. It is made again after `delay_ms`."""
+
+    TYPE: ClassVar[str] = "effect.retried"
+    BODIES: ClassVar[tuple[str, ...]] = ("detail",)
+
+    call: str
+    attempt: int
+    outcome: str
+    why: str
+    delay_ms: int
+    detail: str = ""
+    tier: str = ""
+    run_ms: float = 0.0
+    egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EffectDoubted:
-    """The intent is recorded, the outcome is not known. Never repeated; a person or a probe settles it."""
+    """The intent is recorded, the outcome is not known. Never repeated; a late result, a probe or a person settles it.
+
+    A call may be doubted twice: when its deadline passes, and when what was still waited for did not come.
+    """
 
     TYPE: ClassVar[str] = "effect.doubted"
     BODIES: ClassVar[tuple[str, ...]] = ("detail",)
@@ -214,8 +245,24 @@ class EffectDoubted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EffectProbed:
+    """A call in doubt was asked after and the answer decides nothing: it may still happen, or nobody could say."""
+
+    TYPE: ClassVar[str] = "effect.probed"
+    BODIES: ClassVar[tuple[str, ...]] = ("text",)
+
+    call: str
+    tool: str
+    outcome: str
+    """`not_found`, or the error type of a probe that failed."""
+    text: str = ""
+    again_at_ms: int | None = None
+    """When it is asked again; None is a person's turn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EffectReconciled:
-    """What became of an effect in doubt, and who says so."""
+    """What became of an effect in doubt, and who says so. The one event that may follow `run.finished`."""
 
     TYPE: ClassVar[str] = "effect.reconciled"
     BODIES: ClassVar[tuple[str, ...]] = ("text",)
@@ -224,6 +271,7 @@ class EffectReconciled:
     happened: bool
     by: str
     text: str
+    freed_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,7 +321,9 @@ Event = (
     | ApprovalRefused
     | EffectIntended
     | EffectSettled
+    | EffectRetried
     | EffectDoubted
+    | EffectProbed
     | EffectReconciled
     | RunSuspended
     | RunResumed
@@ -293,7 +343,9 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         ApprovalRefused,
         EffectIntended,
         EffectSettled,
+        EffectRetried,
         EffectDoubted,
+        EffectProbed,
         EffectReconciled,
         RunSuspended,
         RunResumed,

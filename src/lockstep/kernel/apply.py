@@ -122,7 +122,10 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
         "reasons": event.reasons,
         "question": event.question,
         "dedupe_key": event.dedupe_key,
+        "dedupe_until_ms": event.dedupe_until_ms,
         "duplicate_of": event.duplicate_of,
+        "frees": event.frees,
+        "again": event.again,
     }
     if event.verdict in ("allow", "ask") and not event.duplicate_of:
         call["phase"] = Phase.ALLOWED if event.verdict == "allow" else Phase.ASKED
@@ -154,6 +157,7 @@ def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Cha
     return {
         **_with_call(state, event.call, {"phase": Phase.INTENDED}),
         **(_with_receipt(state, event.call, "in_doubt", "") if once else {}),
+        "effects": state.effects + 1,
     }
 
 
@@ -168,19 +172,25 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
         "tier": event.tier,
         "degraded": event.degraded,
         "duration_ms": event.queue_ms + event.start_ms + event.run_ms,
+        "effects_seen": state.effects,
     }
     return {
         "totals": totals,
         "crashes": 0,
-        **_with_receipt(state, event.call, event.outcome, event.text),
+        **_with_receipt(state, event.call, event.outcome, event.text, event.freed_by),
         **_with_call(state, event.call, call),
     }
+
+
+def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Changes:
+    return _with_call(state, event.call, {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms})
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
     call = {
         "phase": Phase.DOUBTED,
         "why_doubted": event.why,
+        "doubted_at_ms": at_ms,
         "tier": event.tier,
         "degraded": event.degraded,
         "duration_ms": event.run_ms,
@@ -188,10 +198,18 @@ def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Chang
     return {**_with_receipt(state, event.call, "in_doubt", ""), **_with_call(state, event.call, call)}
 
 
+def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes:
+    call = {"probes": state.call(event.call).probes + 1, "probe_at_ms": event.again_at_ms}
+    return _with_call(state, event.call, call)
+
+
 def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> _Changes:
     outcome = "ok" if event.happened else "did_not_happen"
-    call = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
-    return {**_with_receipt(state, event.call, outcome, event.text), **_with_call(state, event.call, call)}
+    receipts = _with_receipt(state, event.call, outcome, event.text, event.freed_by)
+    call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
+    if state.status is Status.FINISHED:  # the model was told that nobody knew, and that stays said
+        return {**receipts, "calls": tuple(replace(c, **call) if c.id == event.call else c for c in state.calls)}
+    return {**receipts, **_with_call(state, event.call, call)}
 
 
 def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes:
@@ -199,7 +217,12 @@ def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes
 
 
 def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
+    # Whoever resumes ends what a crash left running, and asks anew after what is in doubt.
+    anew: _Changes = {"probes": 0, "probe_at_ms": at_ms}
+    if event.after_crash:
+        anew["doubted_at_ms"] = at_ms
     return {
+        "calls": tuple(replace(call, **anew) if call.phase is Phase.DOUBTED else call for call in state.calls),
         "status": Status.RUNNING,
         "message": "",
         "context_built": False,
@@ -249,15 +272,32 @@ def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
     }
 
 
-def _with_receipt(state: State, call_id: str, outcome: str, text: str) -> _Changes:
-    key = state.call(call_id).dedupe_key
-    if not key:
+def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by: tuple[str, ...] = ()) -> _Changes:
+    """Keep, change or drop what stands against the same call; a call that succeeds ends the receipts it frees."""
+    call = state.call(call_id)
+    freed = frozenset(call.frees) if outcome == "ok" else frozenset()
+    if not call.dedupe_key and not freed:
         return {}
-    receipts = {k: receipt for k, receipt in state.receipts.items() if k != key}
-    if outcome in ("ok", "result_unusable", "in_doubt"):
-        where = f"{state.run}/{call_id}"
-        receipts[key] = Receipt(where=where, text=text, in_doubt=outcome == "in_doubt")
-    return {"receipts": receipts}
+    standing = state.receipts.get(call.dedupe_key)
+    before = standing.before or standing if call.again and standing else None
+    receipts = {
+        key: receipt
+        for key, receipt in state.receipts.items()
+        if key != call.dedupe_key and freed.isdisjoint(receipt.freed_by)
+    }
+    if call.dedupe_key and outcome in ("ok", "result_unusable", "in_doubt"):
+        in_doubt = outcome == "in_doubt"
+        receipts[call.dedupe_key] = Receipt(
+            where=f"{state.run}/{call_id}",
+            text=text,
+            in_doubt=in_doubt,
+            until_ms=call.dedupe_until_ms,
+            freed_by=freed_by,
+            before=before if in_doubt else None,
+        )
+    elif before is not None:
+        receipts[call.dedupe_key] = before
+    return {"receipts": receipts, "freed": state.freed | freed}
 
 
 def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:
@@ -275,7 +315,9 @@ _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.ApprovalRefused.TYPE: _approval_refused,
     ev.EffectIntended.TYPE: _effect_intended,
     ev.EffectSettled.TYPE: _effect_settled,
+    ev.EffectRetried.TYPE: _effect_retried,
     ev.EffectDoubted.TYPE: _effect_doubted,
+    ev.EffectProbed.TYPE: _effect_probed,
     ev.EffectReconciled.TYPE: _effect_reconciled,
     ev.RunSuspended.TYPE: _run_suspended,
     ev.RunResumed.TYPE: _run_resumed,

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lockstep.agent.locked import Budget
+from lockstep.agent.locked import Budget, LockedTool
 from lockstep.kernel.apply import NOBODY
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.values import Effect
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+RETRY_S = (0.5, 1.0, 2.0, 4.0)
+PROBE_S = (1.0, 2.0, 4.0)
+"""Between questions that brought no answer; after the last, a person is asked."""
 CRASH_LIMIT = 5
 """Crashes in a row without progress after which a run is stopped: it may be what kills the process."""
 
@@ -55,9 +58,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run these calls: several reads at once, or one call with an effect."""
+    """Run these calls, after waiting `delay_s`: several reads at once, or one call with an effect."""
 
     calls: tuple[CallState, ...]
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,14 @@ class Doubt:
 
     call: CallState
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask, after waiting `delay_s`, whether this call in doubt happened."""
+
+    call: CallState
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +97,11 @@ class Finish:
     message: str = ""
 
 
-Command = Infer | Judge | Ask | Answer | Execute | Doubt | Suspend | Finish
+Command = Infer | Judge | Ask | Answer | Execute | Doubt | Probe | Suspend | Finish
 
 
-def decide(state: State, budget: Budget, now_ms: int) -> Command | None:
-    """The next command of a run, or None when it is finished or waits."""
+def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, LockedTool] | None = None) -> Command | None:
+    """The next command of a run, or None when it is finished or waits. `tools` say which doubts can be probed."""
     if state.status in (Status.NEW, Status.FINISHED, Status.SUSPENDED):
         return None
     if state.crashes >= CRASH_LIMIT:
@@ -98,7 +110,7 @@ def decide(state: State, budget: Budget, now_ms: int) -> Command | None:
         if call.outcome == "sandbox_unavailable":
             return Finish("sandbox_unavailable", call.text)
     if any(call.open for call in state.calls):
-        return _on_calls(state, budget, now_ms)
+        return _on_calls(state, budget, now_ms, tools or {})
     if state.replied:
         return _answer(state)
     return _over_budget(state, budget, now_ms) or _infer(state, budget, now_ms)
@@ -115,13 +127,24 @@ def _answer(state: State) -> Finish:
     return Finish("completed")
 
 
-def resumable(state: State, now_ms: int) -> bool:
-    """Whether a suspended run has something to do again: nothing waits for a person any more, or time has decided."""
+def resumable(state: State, now_ms: int, tools: Mapping[str, LockedTool] | None = None) -> bool:
+    """Whether a suspended run has something to do again: nothing waits for a person any more, time has decided, or
+    what is in doubt can be asked after."""
     waiting = [call for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)]
-    return not waiting or any(call.phase is Phase.WAITING and now_ms >= call.approval_expires_ms for call in waiting)
+    return not waiting or any(_moves(call, now_ms, tools or {}) for call in waiting)
 
 
-def _on_calls(state: State, budget: Budget, now_ms: int) -> Command:
+def _moves(call: CallState, now_ms: int, tools: Mapping[str, LockedTool]) -> bool:
+    if call.phase is Phase.WAITING:
+        return now_ms >= call.approval_expires_ms
+    return _has_probe(call, tools)
+
+
+def _has_probe(call: CallState, tools: Mapping[str, LockedTool]) -> bool:
+    return call.name in tools and tools[call.name].repeats.probe is not None
+
+
+def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, LockedTool]) -> Command:
     if state.totals.calls > budget.calls:
         return Finish("budget_calls", f"The model asked for more than {budget.calls} calls (budget.calls).")
     batch = _batch(state.calls)
@@ -136,8 +159,26 @@ def _on_calls(state: State, budget: Budget, now_ms: int) -> Command:
             return Answer(call, given=False, by=NOBODY, because="the approval expired before the call could run")
     ready = tuple(call for call in batch if _may_run(call))
     if ready:
-        return _over_wall(state, budget, now_ms) or Execute(ready)
+        return over_wall(state, budget, now_ms) or _execute(ready, now_ms)
+    if first.phase is Phase.DOUBTED and _has_probe(first, tools) and first.probe_at_ms is not None:
+        delay_s = max(0, first.probe_at_ms - now_ms) / 1000
+        if state.active_ms(now_ms) + delay_s * 1000 < budget.wall_s * 1000:
+            return Probe(first, delay_s)
     return _wait(state, first, now_ms)
+
+
+def _execute(ready: tuple[CallState, ...], now_ms: int) -> Execute:
+    """Those whose time has come; when none has, the first that will."""
+    due = tuple(call for call in ready if call.retry_at_ms <= now_ms)
+    if due:
+        return Execute(due)
+    soonest = min(ready, key=lambda call: call.retry_at_ms)
+    return Execute((soonest,), delay_s=(soonest.retry_at_ms - now_ms) / 1000)
+
+
+def retry_delay_s(attempt: int) -> float:
+    """How long to wait after this failed attempt (from 1)."""
+    return RETRY_S[min(attempt, len(RETRY_S)) - 1]
 
 
 def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:
@@ -221,10 +262,11 @@ def _over_budget(state: State, budget: Budget, now_ms: int) -> Finish | None:
             return Finish(
                 "budget_cost", f"The run has cost ${totals.cost_usd:f} of ${budget.cost_usd:f} (budget.cost_usd)."
             )
-    return _over_wall(state, budget, now_ms)
+    return over_wall(state, budget, now_ms)
 
 
-def _over_wall(state: State, budget: Budget, now_ms: int) -> Finish | None:
+def over_wall(state: State, budget: Budget, now_ms: int) -> Finish | None:
+    """The end of a run that has used up its time."""
     if state.active_ms(now_ms) >= budget.wall_s * 1000:
         return Finish("budget_wall", f"The run has used its {budget.wall_s:g} s (budget.wall_s).")
     return None

@@ -58,8 +58,22 @@ class CallState:
     """The tier that was asked for, where policy accepted a weaker one."""
     duration_ms: float = 0.0
     dedupe_key: str = ""
+    dedupe_until_ms: int | None = None
     duplicate_of: str = ""
+    frees: tuple[str, ...] = ()
+    again: bool = False
+    effects_seen: int = 0
+    """How many calls of the run had changed something, or may have, when its result came."""
+    attempts: int = 0
+    """Attempts that failed and are made again."""
+    retry_at_ms: int = 0
     why_doubted: str = ""
+    doubted_at_ms: int = 0
+    """Since when nothing of the call runs any more, as far as is known."""
+    probes: int = 0
+    """Answers since then that decided nothing."""
+    probe_at_ms: int | None = 0
+    """When to ask again; None is a person's turn."""
 
     @property
     def open(self) -> bool:
@@ -79,6 +93,25 @@ class Receipt:
     """`run/call`."""
     text: str
     in_doubt: bool = False
+    until_ms: int | None = None
+    """When it no longer stands against the same call; None is never."""
+    freed_by: tuple[str, ...] = ()
+    """Terms, any of which ends it once a call that frees it has succeeded."""
+    before: Receipt | None = None
+    """Of a deliberate repeat whose outcome is open: what stands again if it comes to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """What a run leaves to its session: its own receipts, and the terms of those it ended."""
+
+    receipts: Mapping[str, Receipt]
+    freed: frozenset[str] = frozenset()
+
+    def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
+        """The receipts that stand after this run, where `earlier` stood before it."""
+        standing = {key: each for key, each in earlier.items() if self.freed.isdisjoint(each.freed_by)}
+        return standing | dict(self.receipts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +170,11 @@ class State:
     stop_reason: str = ""
     message: str = ""
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
-    """By deduplication key: the first receipt in the session. Never changed in place."""
+    """By deduplication key: the receipt that stands. Never changed in place."""
+    freed: frozenset[str] = frozenset()
+    """Terms that calls of this run have ended."""
+    effects: int = 0
+    """Calls of this run that may have changed something outside."""
     totals: Totals = field(default_factory=Totals)
 
     def call(self, call_id: str) -> CallState:
@@ -146,6 +183,11 @@ class State:
             if call.id == call_id:
                 return call
         raise KeyError(call_id)
+
+    @property
+    def left(self) -> Left:
+        """Of a state folded by itself, without the receipts of earlier runs: what the run leaves."""
+        return Left(receipts=self.receipts, freed=self.freed)
 
     @property
     def all_calls(self) -> tuple[CallState, ...]:

@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
-from lockstep.agent.locked import LockedAgent
+from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.model.port import AssistantMessage, Message, Prompt, ToolDefinition, ToolMessage, UserMessage
-from lockstep.values import Digest, sha256
+from lockstep.values import Digest, JsonObject, sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,24 @@ def definitions(agent: LockedAgent) -> tuple[ToolDefinition, ...]:
     """The tools as the model sees them, in name order."""
     return tuple(
         ToolDefinition(
-            name=tool.name, description=str(tool.definition.get("description", "")), input_schema=tool.input_schema
+            name=tool.name, description=str(tool.definition.get("description", "")), input_schema=_shown_schema(tool)
         )
         for tool in agent.tools.values()
     )
+
+
+def _shown_schema(tool: LockedTool) -> JsonObject:
+    """The tool's schema, with `again` where its entry lets the model ask for a deliberate repeat."""
+    if not tool.repeats.again:
+        return tool.input_schema
+    properties = cast(JsonObject, tool.input_schema.get("properties", {}))
+    return {**tool.input_schema, "properties": {**properties, "again": _AGAIN}}
+
+
+_AGAIN: JsonObject = {
+    "type": "boolean",
+    "description": "Only when the user has clearly asked for the very same thing a second time. A person is asked.",
+}
 
 
 def build_prompt(agent: LockedAgent, tools: tuple[ToolDefinition, ...], transcript: Transcript) -> Prompt:

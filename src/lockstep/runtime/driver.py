@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from lockstep.agent.locked import LockedAgent
-from lockstep.errors import JournalCorrupt, RunError
-from lockstep.gate.gate import Gate
+from lockstep.errors import JournalCorrupt, PermitError, RunError
+from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
 from lockstep.journal import events as ev
-from lockstep.journal.attachments import pack
 from lockstep.journal.port import Entry, Journal, RunRow
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import apply, fold, start
-from lockstep.kernel.state import CallState, State, Status
+from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
-from lockstep.model.port import Failure, Model, Reply, Settings
+from lockstep.model.port import Model, Settings
+from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, replied, retried, settled
 from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
-from lockstep.values import Effect, RunId, format_usd, new_run_id, new_token, now_ms
+from lockstep.values import Effect, RunId, new_run_id, new_token, now_ms
 
 FIRST_SEQ_DRIVEN = 2
 """The next event of a run that was started and never driven."""
@@ -113,7 +113,7 @@ class Driver:
         self._watcher = watcher or Silent()
         self._sleep = sleep
         self._definitions = definitions(agent)
-        self._keeps_receipts = any(tool.dedupe_on is not None for tool in agent.tools.values())
+        self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
         self._starting: set[str] = set()
         self._begun: dict[RunId, History] = {}
         """What runs that were started and not yet driven take from their session."""
@@ -161,7 +161,9 @@ class Driver:
 
     async def _resume(self, live: _Live, *, by: str) -> State:
         state = live.state
-        if state.status is Status.FINISHED or (state.status is Status.SUSPENDED and not do.resumable(state, now_ms())):
+        if state.status is Status.FINISHED or (
+            state.status is Status.SUSPENDED and not do.resumable(state, now_ms(), self.agent.tools)
+        ):
             return state
         seen = await self._journal.verify(state.run)
         if seen.broken_seq is not None:
@@ -186,7 +188,7 @@ class Driver:
 
     async def _drive(self, live: _Live) -> State:
         try:
-            while command := do.decide(live.state, self.agent.budget, now_ms()):
+            while command := do.decide(live.state, self.agent.budget, now_ms(), self.agent.tools):
                 await self._perform(live, command)
             await live.flush()
         finally:
@@ -202,23 +204,26 @@ class Driver:
             case do.Ask(call):
                 live.record(self._asked(call))
             case do.Answer():
-                live.record(_answered(command))
-            case do.Execute(calls):
+                live.record(answered(command))
+            case do.Execute(calls, delay_s):
+                await self._wait(live, delay_s)
                 await self._execute(live, calls)
+            case do.Probe(call, delay_s):
+                await self._wait(live, delay_s)
+                await self._probe(live, call)
             case do.Doubt(call, why):
                 live.record(ev.EffectDoubted(call=call.id, why=why))
             case do.Suspend(reason, call, message):
                 live.record(ev.RunSuspended(reason=reason, call=call.id, message=message))
             case do.Finish():
-                live.record(_finished(live.state, command))
+                live.record(finished(live.state, command))
 
     async def _infer(self, live: _Live, command: do.Infer) -> None:
         prompt = build_prompt(self.agent, self._definitions, live.state.transcript)
         if not live.state.context_built:
             live.record(ev.ContextBuilt(step=command.step, digest=prompt.digest))
         await live.flush()
-        if command.delay_s:
-            await self._sleep(command.delay_s)
+        await self._wait(live, command.delay_s)
         left_s = self.agent.budget.wall_s - live.state.active_ms(now_ms()) / 1000
         settings = self._settings
         if left_s < settings.timeout_s:
@@ -226,7 +231,12 @@ class Driver:
         began = time.perf_counter()
         answer = await self._model.reply(prompt, settings, on_text=live.text)
         latency_ms = round((time.perf_counter() - began) * 1000, 3)
-        live.record(_replied(command, answer, latency_ms))
+        live.record(replied(command, answer, latency_ms))
+
+    async def _wait(self, live: _Live, delay_s: float) -> None:
+        if delay_s:
+            await live.flush()
+            await self._sleep(delay_s)
 
     def _asked(self, call: CallState) -> ev.ApprovalAsked:
         assert call.digest is not None
@@ -237,75 +247,90 @@ class Driver:
         )
 
     async def _execute(self, live: _Live, calls: tuple[CallState, ...]) -> None:
-        work = [self._released(live.state, call) for call in calls]
-        for call, (item, permit) in zip(calls, work, strict=True):
+        work = [(call, *self._released(live.state, call)) for call in calls]
+        for call, item, permit in work:
             if call.effect is not Effect.READ:
                 live.record(ev.EffectIntended(call=call.id, permit=permit.id, digest=item.digest, key=item.key))
         await live.flush()
         if len(work) == 1:
-            item, permit = work[0]
-            self._settle(live, item, await self._tools.call(item, permit))
+            call, item, permit = work[0]
+            await self._execute_alone(live, call, item, permit)
             return
-        running = {asyncio.create_task(self._tools.call(item, permit)): item for item, permit in work}
+        running = {asyncio.create_task(self._tools.call(item, permit)): (call, item) for call, item, permit in work}
         try:
             while running:
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in running if task in done]:
-                    self._settle(live, running.pop(task), task.result())
+                    self._settle(live, *running.pop(task), task.result())
                 await live.flush()  # as they come: a crash loses none that came
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await _cancel(running)
+
+    async def _execute_alone(self, live: _Live, call: CallState, item: PermittedCall, permit: Permit) -> None:
+        """Run one call. Past its deadline it is in doubt, durably, while its result is still waited for."""
+        if not item.tool.repeats.late_s:
+            self._settle(live, call, item, await self._tools.call(item, permit))
+            return
+        overdue = asyncio.Event()
+        running = asyncio.create_task(self._tools.call(item, permit, overdue.set))
+        deadline = asyncio.create_task(overdue.wait())
+        try:
+            await asyncio.wait({running, deadline}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                why = f"{item.tool.name} did not answer within {item.tool.timeout_s:g} s; it may still"
+                live.record(ev.EffectDoubted(call=item.id, why=why))
+                await live.flush()
+            self._settle(live, call, item, await running)
+        finally:
+            await _cancel((running, deadline))
 
     def _released(self, state: State, call: CallState) -> tuple[PermittedCall, Permit]:
-        release = self._gate.release(state, call, now_ms())
+        return self._permitted(state, call.id, self._gate.release(state, call, now_ms()))
+
+    def _permitted(self, state: State, call_id: str, release: Release) -> tuple[PermittedCall, Permit]:
         item = PermittedCall(
             run=state.run,
             session=state.session,
-            id=call.id,
-            tool=self.agent.tools[call.name],
+            id=call_id,
+            tool=release.tool,
             arguments=release.arguments,
             digest=release.digest,
             key=release.key,
         )
         return item, release.permit
 
-    def _settle(self, live: _Live, item: PermittedCall, outcome: Outcome) -> None:
-        """Record an outcome. An unknown one of an effect that must not be repeated is in doubt."""
-        if outcome.unknown and item.tool.effect is Effect.ONCE:
-            live.record(
-                ev.EffectDoubted(
-                    call=item.id,
-                    why=outcome.text,
-                    detail=outcome.detail,
-                    tier=outcome.tier.value,
-                    degraded=outcome.degraded,
-                    run_ms=outcome.run_ms,
-                    egress=outcome.egress,
-                )
-            )
+    def _settle(self, live: _Live, call: CallState, item: PermittedCall, outcome: Outcome) -> None:
+        """Record an outcome: made again where that does no harm and may help; in doubt where it must not be."""
+        may_help = outcome.transient or (outcome.unknown and item.tool.effect is Effect.KEYED)
+        again = may_help and call.attempts < item.tool.retries
+        if again and not do.over_wall(live.state, self.agent.budget, now_ms()):
+            live.record(retried(call, outcome))
+        elif outcome.unknown and item.tool.effect in (Effect.ONCE, Effect.KEYED):
+            live.record(doubted(item.id, outcome))
+        else:
+            late = live.state.call(item.id).phase is Phase.DOUBTED
+            freed_by = self._gate.freed_by(call, outcome.text) if outcome.kind == "ok" else ()
+            live.record(settled(item, outcome, late=late, freed_by=freed_by))
+
+    async def _probe(self, live: _Live, call: CallState) -> None:
+        """Ask whether a call in doubt happened. What cannot be asked, or is not answered, decides nothing."""
+        state = live.state
+        try:
+            release = self._gate.release_probe(state, call, now_ms())
+        except PermitError as problem:
+            live.record(ev.EffectProbed(call=call.id, tool="", outcome="not_permitted", text=problem.message))
             return
-        fee = item.tool.fee_usd if outcome.kind == "ok" else None
-        live.record(
-            ev.EffectSettled(
-                call=item.id,
-                outcome=outcome.kind,
-                text=outcome.text,
-                detail=outcome.detail,
-                attachments=pack(outcome.attachments),
-                tier=outcome.tier.value,
-                degraded=outcome.degraded,
-                warm=outcome.warm,
-                queue_ms=outcome.queue_ms,
-                start_ms=outcome.start_ms,
-                run_ms=outcome.run_ms,
-                cpu_s=outcome.cpu_s,
-                peak_memory_bytes=outcome.peak_memory_bytes,
-                fee_usd=format_usd(fee) if fee else None,
-                egress=outcome.egress,
-            )
-        )
+        item, permit = self._permitted(state, f"{call.id}?{call.probes + 1}", release)
+        await live.flush()
+        outcome = await self._tools.call(item, permit)
+        live.record(answer_of_probe(self._gate, call, item.tool.name, outcome, now_ms()))
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End these tasks and wait until they have: what they run is destroyed by then."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _check_session(started: ev.RunStarted, newest: RunRow) -> None:
@@ -320,59 +345,3 @@ def _check_session(started: ev.RunStarted, newest: RunRow) -> None:
             f"Session {session!r} has an unfinished run {newest.run}.",
             remedy=f"`lockstep resume {newest.run}` or `lockstep cancel {newest.run}`, or use another --session.",
         )
-
-
-def _replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev.Event:
-    if isinstance(answer, Failure):
-        return ev.ModelFailed(
-            step=command.step,
-            attempt=command.attempt,
-            kind=answer.kind.value,
-            message=answer.message,
-            transient=answer.kind.transient,
-            status=answer.status,
-            retry_after_s=answer.retry_after_s,
-            latency_ms=latency_ms,
-        )
-    calls = tuple(
-        ev.Asked(id=f"{command.step}.{place}", provider_id=c.provider_id, name=c.name, arguments=c.arguments)
-        for place, c in enumerate(answer.calls)
-    )
-    return ev.ModelReplied(
-        step=command.step,
-        text=answer.text,
-        calls=calls,
-        model=answer.model,
-        provider=answer.provider,
-        finish_reason=answer.finish_reason,
-        latency_ms=latency_ms,
-        input_tokens=answer.usage.input_tokens,
-        output_tokens=answer.usage.output_tokens,
-        cache_read_tokens=answer.usage.cache_read_tokens,
-        cache_write_tokens=answer.usage.cache_write_tokens,
-        reasoning_tokens=answer.usage.reasoning_tokens,
-        cost_usd=format_usd(answer.cost_usd),
-        price_book=answer.price_book,
-    )
-
-
-def _answered(command: do.Answer) -> ev.Event:
-    call = command.call
-    assert call.digest is not None
-    if command.given:
-        return ev.ApprovalGiven(call=call.id, approval=call.approval, digest=call.digest, by=command.by)
-    return ev.ApprovalRefused(
-        call=call.id, approval=call.approval, digest=call.digest, by=command.by, because=command.because
-    )
-
-
-def _finished(state: State, command: do.Finish) -> ev.RunFinished:
-    totals = state.totals
-    return ev.RunFinished(
-        stop_reason=command.stop_reason,
-        output=state.output if state.replied else "",
-        message=command.message,
-        steps=totals.steps,
-        calls=totals.calls,
-        cost_usd=format_usd(totals.cost_usd),
-    )

@@ -12,7 +12,7 @@ from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.kernel.transcript import Transcript
 from lockstep.model.port import Message
-from lockstep.runtime.extracts import extract_of, receipts_in
+from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.values import RunId
 
 UNSEEDED = Transcript((), b"")
@@ -76,7 +76,7 @@ async def verify_run(journal: Journal, run: RunId) -> Verification:
         return seen
     state = await read_state(journal, run)
     kept = [row.extract for row in await journal.session(state.session) if row.run == run and row.extract is not None]
-    if kept and kept != [extract_of(state.receipts)]:
+    if kept and kept != [extract_of(state.left)]:
         problem = "the receipts that were kept of it are not those of its events"
         return replace(seen, broken_seq=seen.events, problem=problem)
     return seen
@@ -120,13 +120,12 @@ async def _receipts(
     receipts: dict[str, Receipt] = {}
     drawn: dict[RunId, bytes] = {}
     for row in await journal.session(session, before=before):
-        left = None if row.run in states else receipts_in(row.run, row.extract)
+        left = None if row.run in states else left_in(row.run, row.extract)
         if left is None:
-            state = states.get(row.run) or await _read_earlier(journal, session, row.run)
-            left = dict(state.receipts)
+            left = (states.get(row.run) or await _read_earlier(journal, session, row.run)).left
             if row.finished and row.extract != (extract := extract_of(left)):
                 drawn[row.run] = extract
-        receipts |= left
+        receipts = left.after(receipts)
     if drawn:
         await journal.keep(drawn)
     return receipts

@@ -5,7 +5,8 @@ Nothing it says is trusted: a failure inside it is evidence only together with w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ IMPORT_FAILED = -32001
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 """Of 4xx, those a server or something before it may send although the request was carried out."""
+
+_PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +57,28 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
         raise NotServing(_failed(tool, error, process, sent=False)) from error
 
 
-async def converse(ready: Ready, call: PermittedCall, process: Process) -> Outcome:
-    """One call, start to end; from the moment it is sent, silence means doubt."""
+async def converse(
+    ready: Ready, call: PermittedCall, process: Process, on_overdue: Callable[[], None] | None = None
+) -> Outcome:
+    """One call, start to end; from the moment it is sent, silence means doubt.
+
+    Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
+    """
     pinned = ready.live.get(call.tool.name)
     if pinned is None or _pin(pinned) != call.tool.pin:
         text = f"Not run: the definition of {call.tool.name} is not the one that was locked."
         return Outcome(kind="pin_mismatch", text=text)
     meta = {"lockstep/run": call.run, "lockstep/call": call.id, "lockstep/key": call.key}
+    late = on_overdue and call.tool.repeats.late_s > 0
+    timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
     try:
         result = await ready.client.call_tool(call.tool.name, call.arguments, meta)
         return _outcome(result, process)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _failed(call.tool, error, process, sent=True)
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, process: Process, *, sent: bool) -> Outcome:
@@ -74,15 +87,17 @@ def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, proc
     detail = process.stderr_tail()
     if isinstance(error, ServerError):
         kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
-        acted = sent and may_have_acted(process.egress_log())
-        return Outcome(kind=kind, text=f"{tool.name} failed: {error.message}", detail=detail, unknown=acted)
+        acted, passing = sent and may_have_acted(process.egress_log()), sent and _may_pass(process.egress_log())
+        text = f"{tool.name} failed: {error.message}"
+        return Outcome(kind=kind, text=text, detail=detail, unknown=acted, transient=passing)
     return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
 
 
 def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
     match ended.limit:
         case "wall_s":
-            kind, text = "timeout", f"{tool.name} did not answer within {tool.timeout_s:g} s and was ended."
+            waited_s = tool.timeout_s + tool.repeats.late_s
+            kind, text = "timeout", f"{tool.name} did not answer within {waited_s:g} s and was ended."
         case "output_bytes":
             kind, text = "output_too_large", f"{tool.name} sent more than {tool.limits.output_kb} KiB and was ended."
         case "":
@@ -91,7 +106,8 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
             kind, text = "process_ended", f"{tool.name} hit its limit {limit} and was ended."
     if not sent:
         text += " It had not been called yet."
-    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent)
+    passing = ended.limit in ("", "wall_s")
+    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
 
 
 def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
@@ -111,9 +127,10 @@ def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
         return Outcome(kind="ok", text=text)
     meta = result.get("_meta")
     error = meta.get(ERROR_META) if isinstance(meta, dict) else None
-    acted = may_have_acted(process.egress_log())
+    acted, passing = may_have_acted(process.egress_log()), _may_pass(process.egress_log())
     if not isinstance(error, dict):  # a third-party server's word, with nothing about what it had done by then
-        return Outcome(kind="tool_error", text=text, detail=process.stderr_tail(), unknown=acted)
+        detail = process.stderr_tail()
+        return Outcome(kind="tool_error", text=text, detail=detail, unknown=acted, transient=passing)
     kind = "output_too_large" if error.get("type") == "OutputTooLarge" else "tool_error"
     if error.get("stage") == "result":  # the function returned: whatever it does outside is done
         kind, text = "result_unusable", f"The call ran to its end, so its effect is done; its result is lost. {text}"
@@ -121,7 +138,8 @@ def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
     unknown = error.get("unknown") is True
     if error.get("stage") == "call" and error.get("not_done") is not True:
         unknown = unknown or acted
-    return Outcome(kind=kind, text=text, detail=detail, unknown=unknown)
+    passing = error.get("stage") == "call" and (passing or error.get("transient") is True)
+    return Outcome(kind=kind, text=text, detail=detail, unknown=unknown, transient=passing)
 
 
 def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
@@ -134,6 +152,12 @@ def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
         request.allowed and request.method not in _SAFE_METHODS and not _plainly_refused(request.status)
         for request in requests
     )
+
+
+def _may_pass(requests: Sequence[EgressRecord]) -> bool:
+    """Whether the last thing that the tool heard was that a service is overloaded, down or out of reach for now."""
+    sent = [request for request in requests if request.allowed]
+    return bool(sent) and (sent[-1].status is None or sent[-1].status in _PASSING_STATUS)
 
 
 def _plainly_refused(status: int | None) -> bool:

@@ -23,6 +23,13 @@ class NotDone(Exception):
     """
 
 
+class Unavailable(NotDone):
+    """Raised by a tool whose effect did not happen for a reason that may pass: overloaded, out of reach.
+
+    Where repeating the call does no harm, it is made again for the model.
+    """
+
+
 class Marking:
     """What `@tool` was told about a function; `hints` are MCP tool annotations, only those that were given."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
 from urllib.parse import quote
@@ -57,7 +57,7 @@ class SandboxedTools:
         self._guest = guest
         self._pool = pool or Pool()
 
-    async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
+    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         tier, degraded = call.tool.tier, ""
         try:
             values = await secret_values(call.tool.secrets, os.environ)
@@ -65,13 +65,15 @@ class SandboxedTools:
             tier, degraded = choice.backend.tier, choice.degraded
             async with self._lease(call, self._recipe(call.tool, choice.backend)) as lease:
                 lease.process.admit(permit, call.digest, _identity(call), values)
-                outcome = await converse(lease.ready, call, lease.process)
+                outcome = await converse(lease.ready, call, lease.process, on_overdue)
                 lease.spoiled = outcome.kind in _SPOILS
             return _with_use(outcome, choice, lease)
         except NotServing as error:
             return replace(error.outcome, tier=tier, degraded=degraded)
         except SandboxBusy as error:
-            return Outcome(kind="sandbox_busy", text=f"Not run: {error.message}", detail=str(error), tier=tier)
+            return Outcome(
+                kind="sandbox_busy", text=f"Not run: {error.message}", detail=str(error), tier=tier, transient=True
+            )
         except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
@@ -135,7 +137,7 @@ class SandboxedTools:
 
     def _sandbox(self, tool: LockedTool) -> SandboxSpec:
         argv, mounts = self._guest.start(tool.source, egress=bool(tool.egress))
-        limits = _limits(tool.limits, tool.timeout_s)
+        limits = _limits(tool.limits, tool.timeout_s + tool.repeats.late_s)
         return SandboxSpec(
             argv=argv,
             mounts={**mounts, TOOL_MOUNT: self._code.get(tool.code), LOCKSTEP_MOUNT: self._guest.directory},

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lockstep.gate.permit import Permit
-from lockstep.tools.decorator import NotDone, OutcomeUnknown
+from lockstep.tools.decorator import NotDone, OutcomeUnknown, Unavailable
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import RunId, now_ms
 
@@ -24,7 +24,7 @@ class InProcessTools:
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
         self._functions = functions
 
-    async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
+    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         permit.redeem(call.digest, now_ms())
         began = time.perf_counter()
         try:
@@ -38,7 +38,8 @@ class InProcessTools:
         except Exception as error:  # noqa: BLE001 - a tool's own failure is an outcome, and recorded as one
             text = f"{type(error).__name__}: {error}"
             unknown = not isinstance(error, NotDone)  # here nobody saw what the function did before it failed
-            outcome = Outcome(kind="tool_error", text=text, unknown=unknown, run_ms=_since(began))
+            passing = isinstance(error, Unavailable)
+            outcome = Outcome(kind="tool_error", text=text, unknown=unknown, transient=passing, run_ms=_since(began))
         return outcome
 
     async def end(self, run: RunId) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,8 @@ class Outcome:
     """For the operator: traceback, stderr."""
     unknown: bool = False
     """The call was let go and nobody can say whether its effect happened."""
+    transient: bool = False
+    """It failed in a way that may pass: another attempt, where one does no harm, may succeed."""
     tier: Tier = Tier.NONE
     degraded: str = ""
     """The tier that was asked for, where the lock accepts a weaker one in its place."""
@@ -57,8 +59,8 @@ class Outcome:
 class ToolHost(Protocol):
     """Runs permitted calls. Knows nothing of policy."""
 
-    async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
-        """Run one call once.
+    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+        """Run one call once. `on_overdue` is told when its deadline has passed and its result is still waited for.
 
         Raises:
             PermitError: the permit is not for this call; nothing ran.

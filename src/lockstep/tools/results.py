@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 
-from lockstep.tools.decorator import NotDone, OutcomeUnknown
+from lockstep.tools.decorator import NotDone, OutcomeUnknown, Unavailable
 
 TYPE_CHECKING = False  # spelled out: importing `typing` would cost every sandbox start several milliseconds
 if TYPE_CHECKING:
@@ -81,7 +81,14 @@ def _of_blocks(content: Content) -> dict[str, Any]:
 
 
 def failure(
-    kind: str, text: str, *, stage: str, unknown: bool = False, not_done: bool = False, traceback: str = ""
+    kind: str,
+    text: str,
+    *,
+    stage: str,
+    unknown: bool = False,
+    not_done: bool = False,
+    transient: bool = False,
+    traceback: str = "",
 ) -> dict[str, Any]:
     """The result of a call that did not work out.
 
@@ -92,9 +99,12 @@ def failure(
             happened, but what it returned cannot be sent).
         unknown: nobody can say whether the effect happened.
         not_done: the tool says that it did not.
+        transient: the tool says that the failure may pass.
         traceback: for the operator; frames of the tool's own code.
     """
     error = {"type": kind, "stage": stage, "unknown": unknown, "not_done": not_done, "traceback": traceback}
+    if transient:
+        error["transient"] = True
     return {"content": [{"type": "text", "text": _shorten(text)}], "isError": True, "_meta": {ERROR_META: error}}
 
 
@@ -106,6 +116,7 @@ def exception_result(error: BaseException, root: str) -> dict[str, Any]:
         stage="call",
         unknown=is_outcome_unknown(error),
         not_done=isinstance(error, NotDone),
+        transient=isinstance(error, Unavailable),
         traceback=own_traceback(error, root),
     )
 

@@ -20,6 +20,7 @@ from lockstep.errors import ConfigError
 from lockstep.sandbox.secrets import MIN_VALUE_CHARACTERS
 
 COMMAND_S = 10.0
+_END_S = 2.0
 _VALUE_BYTES = 16 * 2**10
 _USABLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
@@ -91,7 +92,12 @@ async def _output(argv: list[str], env: Mapping[str, str]) -> bytes:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        await child.wait()
+        # A pipe that is full is read no more, and until it is read to its end the child counts as running. Whoever left
+        # the group may hold it open for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await child.stdout.read()
+                await child.wait()
     if exit_code:
         raise ValueError(f"it ended with exit code {exit_code}")
     return printed

@@ -21,6 +21,7 @@ from lockstep.agent.locked import LockedTool, locked_agent
 from lockstep.agent.spec import FILE_MODELS, PolicySection, ToolSource
 from lockstep.errors import ConfigError, StoreError
 from lockstep.gate.arguments import ArgumentChecker
+from lockstep.gate.effect_checks import effect_problems
 from lockstep.gate.gate import Describing
 from lockstep.gate.policy import Policies
 from lockstep.sandbox.contract import ProcessEnded
@@ -57,7 +58,7 @@ async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore)
 
 
 def check(directory: Path, lock: Lock) -> Policies:
-    """Everything about a lock that can be wrong before a run: tools, schemas, egress, `dedupe_on`, policies.
+    """Everything about a lock that can be wrong before a run: tools, schemas, egress, effects, policies.
 
     Raises:
         ConfigError: each problem in a sentence.
@@ -73,6 +74,9 @@ def check(directory: Path, lock: Lock) -> Policies:
     except ConfigError as error:
         raise ConfigError(f"{where}{error.message}", remedy=error.remedy) from error
     if not problems:  # what follows reads the schemas
+        for tool in agent.tools.values():
+            found = effect_problems(tool, agent.tools)
+            problems += [f"{directory / AGENT_FILE}: tool {tool.name!r}: {text}." for text in found]
         schemas = {name: tool.input_schema for name, tool in agent.tools.items()}
         ArgumentChecker(schemas)
         problems += [f"{where}{problem}" for problem in policies.problems(schemas)]
@@ -153,11 +157,4 @@ def _tool_problems(tool: LockedTool) -> list[str]:
         return [*problems, "its definition has no inputSchema object"]
     if schema.get("type") != "object":
         problems.append('its inputSchema must have `"type": "object"`: arguments are named')
-    properties = schema.get("properties")
-    known = set(properties) if isinstance(properties, Mapping) else set()
-    for field in tool.dedupe_on or ():
-        if field not in known:
-            problems.append(
-                f"dedupe_on names {field!r}, which is not one of its arguments ({', '.join(sorted(known))})"
-            )
     return problems

@@ -58,7 +58,7 @@ def test_a_lock_reads_back_as_it_was_written(clerk: Clerk) -> None:
 def test_a_locked_agent_is_read_out_of_the_lock_alone(clerk: Clerk) -> None:
     agent = locked_agent(from_text(to_text(clerk.lock()), "agent.lock"))
     assert list(agent.tools) == ["look", "pay"]
-    assert agent.tools["pay"].dedupe_on == ("to",)
+    assert agent.tools["pay"].dedupe_on == ("/to",)
     assert agent.tools["pay"].pin == digest_json(PAY)
     assert agent.tools["look"].code == {
         "table/a.json": sha256(b"{}\n"),

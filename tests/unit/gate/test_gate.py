@@ -27,7 +27,7 @@ FLIGHT: JsonObject = {
     "required": ["flight"],
 }
 NOW = 1_000_000
-PAID = locked_tool("book", Effect.ONCE, schema=FLIGHT, dedupe_on=("flight",), fee_usd="2.50")
+PAID = locked_tool("book", Effect.ONCE, schema=FLIGHT, dedupe_on=("/flight",), fee_usd="2.50")
 
 
 def state_of(
@@ -153,7 +153,7 @@ def test_the_same_call_in_doubt_is_denied_until_that_is_settled() -> None:
 
 
 def test_the_key_is_of_the_session_the_tool_and_the_named_fields() -> None:
-    agent = locked_agent(PAID, locked_tool("hold", Effect.ONCE, schema=FLIGHT, dedupe_on=("flight",)))
+    agent = locked_agent(PAID, locked_tool("hold", Effect.ONCE, schema=FLIGHT, dedupe_on=("/flight",)))
     gate = gate_of(agent)
 
     def key(name: str, arguments: JsonObject, session: str = "s1", run: str = "r1", call_id: str = "1.0") -> str:
@@ -170,9 +170,16 @@ def test_an_absent_field_is_the_same_as_null_in_the_key() -> None:
     assert judge(agent, "book").dedupe_key == judge(agent, "book", {"flight": None}).dedupe_key != ""
 
 
-def test_a_tool_without_dedupe_on_is_never_a_repetition() -> None:
+def test_without_dedupe_on_all_arguments_of_a_call_with_an_effect_count() -> None:
     agent = locked_agent(SEND)
-    assert judge(agent, "send", {"to": "ada"}).dedupe_key == ""
+    base = judge(agent, "send", {"to": "ada"}).dedupe_key
+    assert base == judge(agent, "send", '{ "to" : "ada" }').dedupe_key
+    assert len({base, judge(agent, "send", {"to": "bob"}).dedupe_key, ""}) == 3
+
+
+@pytest.mark.parametrize("effect", [Effect.READ, Effect.IDEMPOTENT])
+def test_what_may_be_repeated_is_never_a_repetition(effect: Effect) -> None:
+    assert judge(locked_agent(locked_tool("look", effect)), "look", {"to": "ada"}).dedupe_key == ""
 
 
 # --- digests ---

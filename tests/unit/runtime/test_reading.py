@@ -28,11 +28,11 @@ from lockstep.errors import JournalCorrupt, RunError
 from lockstep.journal import events as ev
 from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
-from lockstep.kernel.state import Receipt, State, Status
+from lockstep.kernel.state import Left, Receipt, State, Status
 from lockstep.runtime import driver
 from lockstep.runtime.answers import answer_approval, cancel, reconcile
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.extracts import extract_of, receipts_in
+from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.runtime.reading import Unreadable, read_row, unfinished, verify_run, waiting
 from lockstep.values import RunId, now_ms
 
@@ -235,7 +235,7 @@ def test_a_run_in_the_middle_that_has_not_finished_is_read_each_time_and_known_i
 def test_kept_receipts_that_the_events_do_not_bear_out_are_found_by_verifying(path: Path) -> None:
     async def work(journal: SQLiteJournal) -> None:
         state = await run_of(booking(journal, Functions()))
-        await journal.keep({state.run: extract_of({})})
+        await journal.keep({state.run: extract_of(Left(receipts={}))})
         seen = await verify_run(journal, state.run)
         assert seen.broken_seq == seen.events
         assert "kept of it are not those of its events" in seen.problem
@@ -248,10 +248,14 @@ def test_kept_receipts_that_the_events_do_not_bear_out_are_found_by_verifying(pa
 @pytest.mark.parametrize("text", ["Booked.", "", "\0", "cut \ud83d", "\u2708" * 5000])
 def test_receipts_read_back_as_they_were_or_not_at_all(text: str) -> None:
     run = RunId("r1")
-    receipts = {"k2": Receipt(where="r1/1.0", text=text), "k1": Receipt(where="r1/2.0", text="", in_doubt=True)}
-    extract = extract_of(receipts)
-    assert receipts_in(run, extract) in ((None,) if "\ud83d" in text else (receipts,))
-    assert receipts_in(RunId("r2"), extract) is None
-    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":1', b'"schema":2')):
-        assert receipts_in(run, other) is None
-    assert receipts_in(run, extract_of({})) == {}
+    receipts = {
+        "k2": Receipt(where="r1/1.0", text=text, until_ms=5, freed_by=("t1", "t2")),
+        "k1": Receipt(where="r1/2.0", text="", in_doubt=True),
+    }
+    left = Left(receipts=receipts, freed=frozenset({"t3"}))
+    extract = extract_of(left)
+    assert left_in(run, extract) in ((None,) if "\ud83d" in text else (left,))
+    assert left_in(RunId("r2"), extract) is None
+    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":2', b'"schema":3')):
+        assert left_in(run, other) is None
+    assert left_in(run, extract_of(Left(receipts={}))) == Left(receipts={})

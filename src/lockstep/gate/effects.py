@@ -1,0 +1,167 @@
+"""The effect ledger's arithmetic: when two calls are the same one, what frees one, and what a probe's answer means.
+
+Pure. What stands in the ledger is the state's `receipts`, a fold over the journal; this says under which key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lockstep.agent.effect_spec import ProbeSection, ReleaseRule, look_up
+from lockstep.agent.locked import LockedTool
+from lockstep.agent.pointers import Missing, select
+from lockstep.gate.arguments import Arguments, Malformed, read
+from lockstep.kernel.state import CallState, Receipt, State
+from lockstep.values import Digest, Effect, Json, JsonObject, canonical, digest_json, sha256
+
+AGAIN = "again"
+"""The argument by which a model asks for a deliberate repeat, where the tool's entry allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """An earlier call that answers this one: its receipt, or what it was told when it was emitted before."""
+
+    where: str
+    text: str
+    in_doubt: bool = False
+
+
+def effect_key(state: State, agent: str, tool: LockedTool, arguments: Arguments) -> Digest:
+    """The same for calls that mean the same effect: of one tool, within its scope, by its `dedupe_on` fields.
+
+    A field that is absent is like one that is null. Without `dedupe_on` all arguments count.
+    """
+    scopes: dict[str, dict[str, str]] = {
+        "run": {"run": state.run},
+        "principal": {"agent": agent, "principal": state.principal},
+    }
+    rest = {"tool": tool.name, **scopes.get(tool.repeats.scope, {"session": state.session})}
+    if tool.dedupe_on is None:
+        return digest_of("arguments", arguments.canonical, rest)
+    return digest_json({"fields": {pointer: _field(arguments.value, pointer) for pointer in tool.dedupe_on}, **rest})
+
+
+def _field(arguments: JsonObject, pointer: str) -> Json:
+    try:
+        return select(arguments, pointer)
+    except Missing:
+        return None
+
+
+def digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:
+    """`digest_json({name: value, **rest})` of a value that is canonical already; `name` sorts before the rest.
+
+    Of plain strings, sorted JSON without spaces is canonical as it is.
+    """
+    text = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return sha256(b'{"%b":%b,%b' % (name.encode(), value, text[1:].encode()))
+
+
+def standing(state: State, key: str) -> Repeat | None:
+    """The receipt that stands against another call of this key."""
+    receipt = state.receipts.get(key)
+    if receipt is None or not _stands(receipt, state.last_at_ms):
+        return None
+    return Repeat(receipt.where, receipt.text, receipt.in_doubt)
+
+
+def _stands(receipt: Receipt, now_ms: int) -> bool:
+    return receipt.in_doubt or receipt.until_ms is None or now_ms < receipt.until_ms
+
+
+def emitted_before(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Repeat | None:
+    """A call of an earlier step that an adapter emitted again: the provider's id, the tool and the arguments agree.
+
+    Models reuse ids for other calls, so an id alone says nothing, least of all within one reply; and a read is made
+    again once the run has changed something, because its answer may be another.
+    """
+    if not call.provider_id:
+        return None
+    for earlier in state.settled:
+        if (earlier.provider_id, earlier.name, earlier.outcome) != (call.provider_id, call.name, "ok"):
+            continue
+        if earlier.duplicate_of or (tool.effect is Effect.READ and earlier.effects_seen != state.effects):
+            continue
+        if _same(earlier.arguments, arguments):
+            return Repeat(f"{state.run}/{earlier.id}", earlier.text)
+    return None
+
+
+def _same(text: str, arguments: Arguments) -> bool:
+    try:
+        return read(text).canonical == arguments.canonical
+    except Malformed:
+        return False
+
+
+def split_again(tool: LockedTool, arguments: Arguments) -> tuple[Arguments, bool]:
+    """The arguments without `again`, and whether it was asked for."""
+    if not tool.repeats.again or AGAIN not in arguments.value:
+        return arguments, False
+    value = {name: each for name, each in arguments.value.items() if name != AGAIN}
+    return Arguments(value, canonical(value)), arguments.value[AGAIN] is True
+
+
+def frees(tools: Mapping[str, LockedTool], tool: LockedTool, arguments: JsonObject) -> tuple[str, ...]:
+    """The terms of earlier receipts that this call ends if it succeeds."""
+    rules = [rule for each in tools.values() for rule in each.repeats.released_by if rule.tool == tool.name]
+    terms: dict[str, None] = {}
+    for rule in rules:
+        try:
+            terms[_term(rule, {pointer: select(arguments, pointer) for pointer in rule.where})] = None
+        except Missing:
+            continue
+    return tuple(terms)
+
+
+def freed_by(tool: LockedTool, arguments: JsonObject, text: str) -> tuple[str, ...]:
+    """The terms that end the receipt of a call with these arguments and this result."""
+    result = as_json(text)
+    terms: dict[str, None] = {}
+    for rule in tool.repeats.released_by:
+        try:
+            found = {pointer: look_up(reference, arguments, result) for pointer, reference in rule.where.items()}
+        except Missing:
+            continue
+        terms[_term(rule, found)] = None
+    return tuple(terms)
+
+
+def _term(rule: ReleaseRule, found: Mapping[str, Json]) -> Digest:
+    return digest_json({"tool": rule.tool, "where": found})
+
+
+def as_json(text: str) -> Json:
+    """A result's text as the JSON it is, or None."""
+    try:
+        value: Json = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def probe_arguments(probe: ProbeSection, arguments: JsonObject, key: str) -> JsonObject:
+    """What the probe is asked with.
+
+    Raises:
+        Missing: the call in doubt has no such argument.
+    """
+    return {
+        name: key if source == "key" else look_up(source, arguments, None) for name, source in probe.arguments.items()
+    }
+
+
+def probed(probe: ProbeSection, text: str) -> Literal["found", "not_found", "unclear"]:
+    """What a probe's result says."""
+    result: Any = as_json(text)
+    if not isinstance(result, dict | list):
+        return "unclear"
+    try:
+        found = select(result, probe.found)
+    except Missing:
+        return "not_found"
+    return "not_found" if found is None or found is False or found in ("", [], {}) else "found"

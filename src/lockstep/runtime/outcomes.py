@@ -1,0 +1,139 @@
+"""What happened, as events: a model's reply, a tool's outcome, a probe's answer, the end of a run."""
+
+from __future__ import annotations
+
+from lockstep.gate.effects import probed
+from lockstep.gate.gate import Gate
+from lockstep.journal import events as ev
+from lockstep.journal.attachments import pack
+from lockstep.kernel import decide as do
+from lockstep.kernel.state import CallState, State
+from lockstep.model.port import Failure, Reply
+from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.values import format_usd
+
+
+def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev.Event:
+    if isinstance(answer, Failure):
+        return ev.ModelFailed(
+            step=command.step,
+            attempt=command.attempt,
+            kind=answer.kind.value,
+            message=answer.message,
+            transient=answer.kind.transient,
+            status=answer.status,
+            retry_after_s=answer.retry_after_s,
+            latency_ms=latency_ms,
+        )
+    calls = tuple(
+        ev.Asked(id=f"{command.step}.{place}", provider_id=c.provider_id, name=c.name, arguments=c.arguments)
+        for place, c in enumerate(answer.calls)
+    )
+    return ev.ModelReplied(
+        step=command.step,
+        text=answer.text,
+        calls=calls,
+        model=answer.model,
+        provider=answer.provider,
+        finish_reason=answer.finish_reason,
+        latency_ms=latency_ms,
+        input_tokens=answer.usage.input_tokens,
+        output_tokens=answer.usage.output_tokens,
+        cache_read_tokens=answer.usage.cache_read_tokens,
+        cache_write_tokens=answer.usage.cache_write_tokens,
+        reasoning_tokens=answer.usage.reasoning_tokens,
+        cost_usd=format_usd(answer.cost_usd),
+        price_book=answer.price_book,
+    )
+
+
+def answered(command: do.Answer) -> ev.Event:
+    call = command.call
+    assert call.digest is not None
+    if command.given:
+        return ev.ApprovalGiven(call=call.id, approval=call.approval, digest=call.digest, by=command.by)
+    return ev.ApprovalRefused(
+        call=call.id, approval=call.approval, digest=call.digest, by=command.by, because=command.because
+    )
+
+
+def finished(state: State, command: do.Finish) -> ev.RunFinished:
+    totals = state.totals
+    return ev.RunFinished(
+        stop_reason=command.stop_reason,
+        output=state.output if state.replied else "",
+        message=command.message,
+        steps=totals.steps,
+        calls=totals.calls,
+        cost_usd=format_usd(totals.cost_usd),
+    )
+
+
+def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
+    attempt = call.attempts + 1
+    return ev.EffectRetried(
+        call=call.id,
+        attempt=attempt,
+        outcome=outcome.kind,
+        why=outcome.text,
+        delay_ms=int(do.retry_delay_s(attempt) * 1000),
+        detail=outcome.detail,
+        tier=outcome.tier.value,
+        run_ms=outcome.run_ms,
+        egress=outcome.egress,
+    )
+
+
+def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
+    return ev.EffectDoubted(
+        call=call_id,
+        why=outcome.text,
+        detail=outcome.detail,
+        tier=outcome.tier.value,
+        degraded=outcome.degraded,
+        run_ms=outcome.run_ms,
+        egress=outcome.egress,
+    )
+
+
+def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...]) -> ev.EffectSettled:
+    fee = item.tool.fee_usd if outcome.kind == "ok" else None
+    return ev.EffectSettled(
+        call=item.id,
+        outcome=outcome.kind,
+        text=outcome.text,
+        detail=outcome.detail,
+        attachments=pack(outcome.attachments),
+        tier=outcome.tier.value,
+        degraded=outcome.degraded,
+        warm=outcome.warm,
+        queue_ms=outcome.queue_ms,
+        start_ms=outcome.start_ms,
+        run_ms=outcome.run_ms,
+        cpu_s=outcome.cpu_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        fee_usd=format_usd(fee) if fee else None,
+        egress=outcome.egress,
+        freed_by=freed_by,
+        late=late,
+    )
+
+
+def answer_of_probe(gate: Gate, call: CallState, asked: str, outcome: Outcome, now_ms: int) -> ev.Event:
+    """What an answer decides: that it happened, that it did not, or nothing yet."""
+    probe = gate.agent.tools[call.name].repeats.probe
+    assert probe is not None
+    said = probed(probe, outcome.text) if outcome.kind == "ok" else "unclear"
+    if said == "found":
+        text = f"{call.name} did happen: {asked} found it. It says: {outcome.text}"
+        freed_by = gate.freed_by(call, outcome.text)
+        return ev.EffectReconciled(call=call.id, happened=True, by=asked, text=text, freed_by=freed_by)
+    settles_at_ms = None if probe.settles_after_s is None else call.doubted_at_ms + int(probe.settles_after_s * 1000)
+    if said == "not_found" and settles_at_ms is not None and now_ms >= settles_at_ms:
+        text = f"{call.name} did not happen: {asked} did not find it. It may be called again."
+        return ev.EffectReconciled(call=call.id, happened=False, by=asked, text=text)
+    again_at_ms = settles_at_ms if said == "not_found" else None
+    if again_at_ms is None and call.probes < len(do.PROBE_S):
+        again_at_ms = now_ms + int(do.PROBE_S[call.probes] * 1000)
+    kind = "not_found" if said == "not_found" else outcome.kind if outcome.kind != "ok" else "unclear"
+    return ev.EffectProbed(call=call.id, tool=asked, outcome=kind, text=outcome.text, again_at_ms=again_at_ms)
