@@ -62,6 +62,10 @@ class Booking(TypedDict):
     arrives_at: str
 
 
+class Bookings(TypedDict):
+    bookings: list[Booking]
+
+
 class CalendarEntry(TypedDict):
     entry_id: str
     title: str
@@ -109,7 +113,23 @@ def book_flight(
     Call it once. If it ends without a confirmation the booking may still have been made: do not call it again.
     """
     reply = _request("POST", "/bookings", {"offer_id": offer_id, "passenger": passenger, "price_usd": price_usd})
-    return cast(Booking, {name: reply.get(name) for name in Booking.__annotations__})
+    return _booking(reply)
+
+
+@tool(title="Find bookings", read_only=True)
+def find_bookings(
+    offer_id: Annotated[str, "The offer_id that was booked."],
+    passenger: Annotated[str, "Full name of the traveller, as booked."],
+) -> Bookings:
+    """Find the bookings of one passenger on one offer."""
+    from urllib.parse import urlencode
+
+    reply = _request("GET", f"/bookings?{urlencode({'offer_id': offer_id, 'passenger': passenger})}")
+    return {"bookings": [_booking(each) for each in reply["bookings"]]}
+
+
+def _booking(record: dict[str, Any]) -> Booking:
+    return cast(Booking, {name: record.get(name) for name in Booking.__annotations__})
 
 
 @tool(title="Add a calendar entry", read_only=False, destructive=False, idempotent=False, open_world=False)

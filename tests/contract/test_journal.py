@@ -133,7 +133,10 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         note="n",
         question="Book?",
         dedupe_key="4" * 64,
+        dedupe_until_ms=2**41,
         duplicate_of="r0/1.0",
+        frees=("5" * 64,),
+        again=True,
     ),
     ev.ApprovalAsked(call="1.0", approval="a1", digest=Digest("3" * 64), question="Book?", expires_at_ms=2**41),
     ev.ApprovalGiven(call="1.0", approval="a1", digest=Digest("3" * 64), by="ada"),
@@ -152,12 +155,17 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         peak_memory_bytes=0,
         fee_usd="1.5",
         egress=({"method": "GET", "status": 200, "allowed": True, "note": None, "ms": 1.5},),
+        freed_by=("5" * 64,),
+        late=True,
     ),
+    ev.EffectRetried(call="1.0", attempt=1, outcome="timeout", why="slow", delay_ms=500, detail="d", run_ms=1.0),
+    ev.EffectProbed(call="1.0", tool="find", outcome="not_found", text="{}", again_at_ms=2**41),
     ev.EffectDoubted(call="1.0", why="lost", detail="d", tier="gvisor", run_ms=1.0, egress=({"allowed": False},)),
     ev.EffectReconciled(call="1.0", happened=True, by="ada", text="it did"),
     ev.RunSuspended(reason="approval", call="1.0", message="waits"),
     ev.RunResumed(by="ada", after_crash=True),
     ev.RunFinished(stop_reason="completed", output="bye", message="m", steps=1, calls=1, cost_usd="0.1"),
+    ev.DoubtSettled(call="1.0", happened=True, by="ada", text="it did", freed_by=("5" * 64,)),
 )
 
 
@@ -580,8 +588,27 @@ def test_an_event_after_the_end_of_a_run_is_found_though_its_hash_follows(store:
     forged = codec.link(bytes.fromhex(seen.head), RunId("r1"), 6, 7, CONTEXT.TYPE, body)
     store.edit("INSERT INTO events VALUES (1, 6, 7, ?, ?, ?)", CONTEXT.TYPE, body, forged)
     seen = during(store, lambda journal: journal.verify(RunId("r1")))
-    assert seen.broken_seq == 5
-    assert "more events follow" in seen.problem
+    assert seen.broken_seq == 6
+    assert "the run had finished" in seen.problem
+
+
+def test_only_a_doubt_may_be_settled_after_the_end_and_only_then(store: Store) -> None:
+    write_trail(store)
+    settled = ev.DoubtSettled(call="1.0", happened=True, by="ada", text="it did")
+
+    async def work(journal: Journal) -> None:
+        with pytest.raises(FenceConflict, match="has finished"):
+            await journal.append(RunId("r1"), 6, [(8, settled), (9, CONTEXT)])
+        await journal.append(RunId("r1"), 6, [(8, settled)])
+        assert (await journal.verify(RunId("r1"))).broken_seq is None
+        with pytest.raises(FenceConflict, match="has finished"):
+            await journal.append(RunId("r1"), 7, [(9, CONTEXT)])
+        await journal.append(RunId("r2"), 1, [(1, begun()), (2, settled)])
+        assert (await journal.verify(RunId("r2"))).problem == "event 2 is doubt.settled, and the run had not finished"
+        assert [row.run for row in await journal.runs(with_event=ev.DoubtSettled.TYPE)] == ["r2", "r1"]
+        assert await journal.runs(with_event=ev.EffectDoubted.TYPE, session="s1") == []
+
+    during(store, work)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.runtime.answers import answer_approval, reconcile
+from lockstep.runtime.answers import answer_approval, settle
 from lockstep.runtime.answers import cancel as cancel_run
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished, verify_run, waiting
@@ -216,7 +216,7 @@ async def resume(store: Path | None, name: str, *, happened: bool | None, result
     async with opened(existing(store)) as journal:
         run_id = await find(journal, name)
         if happened is not None:
-            await reconcile(journal, run_id, happened=happened, by=by or user(), result=result)
+            await settle(journal, run_id, happened=happened, by=by or user(), result=result)
     return await _resume(store, run_id, by=by, json=json)
 
 

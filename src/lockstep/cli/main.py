@@ -187,6 +187,28 @@ def resume(
 
 
 @app.command()
+def doubts(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List the calls whose outcome nobody knows."""
+    from lockstep.cli import doubts
+
+    _finish(doubts.doubts(store, json), json=json)
+
+
+@app.command()
+def settle(
+    call: Annotated[str, typer.Argument(metavar="ID", help="RUN/CALL as `lockstep doubts` lists it, or RUN.")],
+    happened: Annotated[bool, typer.Option("--happened/--did-not", help="What became of it.")],
+    result: Annotated[str, typer.Option(help="With --happened: what the tool would have answered.")] = "",
+    by: ByOption = "",
+    store: StoreOption = None,
+) -> None:
+    """Say what became of a call in doubt."""
+    from lockstep.cli import doubts
+
+    _finish(doubts.settle(store, call, happened=happened, result=result, by=by))
+
+
+@app.command()
 def cancel(run: RunArg, by: ByOption = "", store: StoreOption = None) -> None:
     """End an unfinished run for good."""
     from lockstep.cli import commands

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from unicodedata import normalize
 
 from lockstep.agent.effect_spec import ProbeSection, ReleaseRule, look_up
 from lockstep.agent.locked import LockedTool
@@ -33,7 +34,8 @@ class Repeat:
 def effect_key(state: State, agent: str, tool: LockedTool, arguments: Arguments) -> Digest:
     """The same for calls that mean the same effect: of one tool, within its scope, by its `dedupe_on` fields.
 
-    A field that is absent is like one that is null. Without `dedupe_on` all arguments count.
+    A field that is absent is like one that is null, and texts in them count without case and spacing: a passenger
+    written another way is the same passenger. Without `dedupe_on` all arguments count, exactly.
     """
     scopes: dict[str, dict[str, str]] = {
         "run": {"run": state.run},
@@ -47,9 +49,17 @@ def effect_key(state: State, agent: str, tool: LockedTool, arguments: Arguments)
 
 def _field(arguments: JsonObject, pointer: str) -> Json:
     try:
-        return select(arguments, pointer)
+        return _folded(select(arguments, pointer))
     except Missing:
         return None
+
+
+def _folded(value: Any) -> Json:
+    if isinstance(value, str):
+        return " ".join(normalize("NFKC", value).casefold().split())
+    if isinstance(value, dict):
+        return {name: _folded(item) for name, item in value.items()}
+    return [_folded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:

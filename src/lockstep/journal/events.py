@@ -262,7 +262,7 @@ class EffectProbed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EffectReconciled:
-    """What became of an effect in doubt, and who says so. The one event that may follow `run.finished`."""
+    """What became of an effect in doubt, and who says so."""
 
     TYPE: ClassVar[str] = "effect.reconciled"
     BODIES: ClassVar[tuple[str, ...]] = ("text",)
@@ -310,6 +310,20 @@ class RunFinished:
     cost_usd: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoubtSettled:
+    """What became of an effect that was in doubt when its run ended. The one event that may follow `run.finished`."""
+
+    TYPE: ClassVar[str] = "doubt.settled"
+    BODIES: ClassVar[tuple[str, ...]] = ("text",)
+
+    call: str
+    happened: bool
+    by: str
+    text: str
+    freed_by: tuple[str, ...] = ()
+
+
 Event = (
     RunStarted
     | ContextBuilt
@@ -328,6 +342,7 @@ Event = (
     | RunSuspended
     | RunResumed
     | RunFinished
+    | DoubtSettled
 )
 
 EVENT_TYPES: Mapping[str, type[Event]] = {
@@ -350,8 +365,12 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RunSuspended,
         RunResumed,
         RunFinished,
+        DoubtSettled,
     )
 }
+
+ENDED = frozenset({RunFinished.TYPE, DoubtSettled.TYPE})
+"""What the newest event of a finished run is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,8 @@ class Journal(Protocol):
         """Make the entries durable, all or none, as `first_seq`, `first_seq + 1`, ...
 
         Raises:
-            FenceConflict: `first_seq` is not the next event of the run, or it has finished; nothing was written.
+            FenceConflict: `first_seq` is not the next event of the run; or it has finished, and these are not what may
+                follow (`doubt.settled`); nothing was written.
             StoreFull: no space; nothing was written.
             StoreError: no entries, or a run that does not begin with `run.started`; nothing was written.
         """
@@ -69,8 +70,10 @@ class Journal(Protocol):
             JournalCorrupt: a body is missing or unreadable.
         """
 
-    async def runs(self, session: str | None = None, limit: int | None = None) -> list[RunRow]:
-        """Runs, newest first."""
+    async def runs(
+        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+    ) -> list[RunRow]:
+        """Runs, newest first: all, or those of a session, or those that have an event of a type."""
 
     async def find(self, prefix: str) -> list[RunId]:
         """Runs whose id starts with `prefix`, newest first; at most 10."""

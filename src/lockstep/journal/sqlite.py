@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from lockstep.errors import JournalCorrupt, StoreError
 from lockstep.journal.codec import GENESIS, decode, encode, link, seal, unpack
-from lockstep.journal.events import Event, Recorded, RunFinished, RunStarted
+from lockstep.journal.events import ENDED, DoubtSettled, Event, Recorded, RunStarted
 from lockstep.journal.migrations import OLDEST_READABLE, check_version, migrate
 from lockstep.journal.port import Entry, RunRow, SessionRun, Verification
 from lockstep.journal.sqlite_file import DATABASE, connect, hold, require_all_runs, translate
@@ -32,6 +32,7 @@ _RUNS = (
     " ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
     " {where} ORDER BY r.number DESC LIMIT ?"
 )
+_WITH_EVENT = "r.number IN (SELECT run FROM events WHERE type = ?)"
 _NUMBER = "SELECT number FROM runs WHERE run_id = ?"
 _SESSION = (
     "SELECT r.run_id, e.type, CAST(e.hash AS BLOB), CAST(x.body AS BLOB), CAST(x.hash AS BLOB) FROM runs r"
@@ -122,12 +123,13 @@ class SQLiteJournal:
             for seq, at, kind, body, digest in self._query(_EVENTS, (run, after_seq))
         ]
 
-    async def runs(self, session: str | None = None, limit: int | None = None) -> list[RunRow]:
-        most = -1 if limit is None else limit
-        if session is None:
-            rows = self._query(_RUNS.format(where=""), (most,))
-        else:
-            rows = self._query(_RUNS.format(where="WHERE r.session = ?"), (session, most))
+    async def runs(
+        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+    ) -> list[RunRow]:
+        wanted = {"r.session = ?": session, _WITH_EVENT: with_event}
+        given = {clause: value for clause, value in wanted.items() if value is not None}
+        where = f"WHERE {' AND '.join(given)}" if given else ""
+        rows = self._query(_RUNS.format(where=where), (*given.values(), -1 if limit is None else limit))
         return [
             RunRow(run=r, session=s, principal=p, agent=a, started_at_ms=started, last=kind, last_at_ms=at, events=seq)
             for r, s, p, a, started, kind, at, seq in rows
@@ -152,23 +154,23 @@ class SQLiteJournal:
             end = next((number for (number,) in self._query(_NUMBER, (before,))), 0)
         there = "extracts" if self._query("PRAGMA table_info(extracts)", ()) else _NO_EXTRACTS
         return [
-            SessionRun(run=RunId(run), finished=kind == RunFinished.TYPE, extract=_holding(kind, head, body, sealed))
+            SessionRun(run=RunId(run), finished=kind in ENDED, extract=_holding(kind, head, body, sealed))
             for run, kind, head, body, sealed in self._query(_SESSION.format(extracts=there), (session, end))
         ]
 
     async def verify(self, run: RunId) -> Verification:
         rows = self._query(_EVENTS, (run, 0))
-        head, expected, problem = GENESIS, 1, ""
+        head, expected, problem, before = GENESIS, 1, "", ""
         for seq, at, kind, body, digest in rows:
             if seq != expected:
                 problem = f"event {expected} is missing"
             elif link(head, run, seq, at, _name(kind), body) != digest:
                 problem = f"event {seq} ({_name(kind)}) was changed after it was written: its hash does not follow"
             else:
-                problem = self._problem(run, seq, _name(kind), body) or _ending(seq, _name(kind), last=len(rows))
+                problem = self._problem(run, seq, _name(kind), body) or _order(seq, before, _name(kind))
             if problem:
                 break
-            head, expected = digest, expected + 1
+            head, expected, before = digest, expected + 1, _name(kind)
         if not rows:
             problem = "event 1 is missing"
         broken = expected if problem else None
@@ -250,7 +252,7 @@ def _beginning(run: RunId, first_seq: int, entries: Sequence[Entry]) -> RunStart
 
 def _holding(kind: str, head: bytes, body: bytes | None, sealed: bytes | None) -> bytes | None:
     """An extract that is of this run as it is now, whole; None otherwise."""
-    if body is None or kind != RunFinished.TYPE:
+    if body is None or kind not in ENDED:
         return None
     try:
         extract = unpack(body)
@@ -259,8 +261,12 @@ def _holding(kind: str, head: bytes, body: bytes | None, sealed: bytes | None) -
     return extract if seal(head, extract) == sealed else None
 
 
-def _ending(seq: int, kind: str, *, last: int) -> str:
-    return f"event {seq} is run.finished, but more events follow" if kind == RunFinished.TYPE and seq < last else ""
+def _order(seq: int, before: str, kind: str) -> str:
+    if before in ENDED and kind != DoubtSettled.TYPE:
+        return f"event {seq} is {kind}, and the run had finished"
+    if kind == DoubtSettled.TYPE and before not in ENDED:
+        return f"event {seq} is {kind}, and the run had not finished"
+    return ""
 
 
 def _name(kind: bytes) -> str:

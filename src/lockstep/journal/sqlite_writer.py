@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 from lockstep.errors import FenceConflict, LockstepError
 from lockstep.journal.codec import GENESIS, Encoded, link, pack, seal
-from lockstep.journal.events import RunFinished, RunStarted
+from lockstep.journal.events import ENDED, DoubtSettled, RunStarted
 from lockstep.journal.sqlite_file import DATABASE, connect, translate
 from lockstep.values import RunId
 
@@ -139,7 +139,7 @@ class GroupWriter:
             raise FenceConflict(f"Event {item.first_seq} of run {item.run} is already written; the next is {next_seq}.")
         if head is None:
             head = self._new_run(item)
-        elif head.finished:
+        elif head.finished and any(encoded.type != DoubtSettled.TYPE for _, encoded in item.rows):
             raise FenceConflict(f"Run {item.run} has finished: nothing follows event {next_seq - 1}.")
         previous = head.hash
         rows = []
@@ -149,7 +149,7 @@ class GroupWriter:
             previous = link(previous, item.run, seq, at_ms, encoded.type, encoded.body)
             rows.append((head.number, seq, at_ms, encoded.type, encoded.body, previous))
         self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
-        finished = item.rows[-1][1].type == RunFinished.TYPE
+        finished = item.rows[-1][1].type in ENDED
         return _Head(head.number, next_seq + len(rows), previous, finished)
 
     def _new_run(self, item: Append) -> _Head:
@@ -170,7 +170,7 @@ class GroupWriter:
             " ON r.number = e.run WHERE r.run_id = ? ORDER BY e.seq DESC LIMIT 1",
             (run,),
         ).fetchone()
-        return _Head(row[0], row[1] + 1, row[2], row[3] == RunFinished.TYPE) if row else None
+        return _Head(row[0], row[1] + 1, row[2], row[3] in ENDED) if row else None
 
 
 def _tell(group: Sequence[Append | Keep], failures: dict[int, LockstepError]) -> None:

@@ -207,9 +207,17 @@ def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> 
     outcome = "ok" if event.happened else "did_not_happen"
     receipts = _with_receipt(state, event.call, outcome, event.text, event.freed_by)
     call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
-    if state.status is Status.FINISHED:  # the model was told that nobody knew, and that stays said
-        return {**receipts, "calls": tuple(replace(c, **call) if c.id == event.call else c for c in state.calls)}
     return {**receipts, **_with_call(state, event.call, call)}
+
+
+def _doubt_settled(state: State, event: ev.DoubtSettled, at_ms: int) -> _Changes:
+    outcome = "ok" if event.happened else "did_not_happen"
+    # The model was told that nobody knew, and that stays said: the transcript is as it was when the run ended.
+    call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
+    return {
+        **_with_receipt(state, event.call, outcome, event.text, event.freed_by),
+        "calls": tuple(replace(each, **call) if each.id == event.call else each for each in state.calls),
+    }
 
 
 def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes:
@@ -322,4 +330,5 @@ _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.RunSuspended.TYPE: _run_suspended,
     ev.RunResumed.TYPE: _run_resumed,
     ev.RunFinished.TYPE: _run_finished,
+    ev.DoubtSettled.TYPE: _doubt_settled,
 }

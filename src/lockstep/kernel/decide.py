@@ -105,6 +105,9 @@ def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Locked
     if state.status in (Status.NEW, Status.FINISHED, Status.SUSPENDED):
         return None
     if state.crashes >= CRASH_LIMIT:
+        intended = next((call for call in state.calls if call.phase is Phase.INTENDED), None)
+        if intended is not None:
+            return Doubt(intended, "the process ended after the call was let go and before its outcome was recorded")
         return Finish("crashed", f"The process ended {state.crashes} times in a row without progress.")
     for call in state.calls:
         if call.outcome == "sandbox_unavailable":

@@ -1,13 +1,31 @@
-"""What people say to a run: approve, refuse, reconcile, cancel. Each is one event; nothing is driven here."""
+"""What people say to a run: approve, refuse, settle, cancel. Each is one event; nothing is driven here."""
 
 from __future__ import annotations
 
-from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
-from lockstep.journal.events import ApprovalGiven, ApprovalRefused, EffectReconciled, Event, RunFinished
+from collections.abc import Sequence
+from typing import cast
+
+from lockstep.agent.lock import from_text
+from lockstep.agent.locked import locked_agent
+from lockstep.errors import JournalCorrupt, LockError, RunError, StoreDamaged
+from lockstep.gate.arguments import read
+from lockstep.gate.effects import freed_by
+from lockstep.journal.events import (
+    ENDED,
+    ApprovalGiven,
+    ApprovalRefused,
+    DoubtSettled,
+    EffectDoubted,
+    EffectReconciled,
+    Event,
+    Recorded,
+    RunFinished,
+    RunStarted,
+)
 from lockstep.journal.port import Journal, RunRow
-from lockstep.kernel.apply import apply
+from lockstep.kernel.apply import apply, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
-from lockstep.runtime.reading import UNSEEDED, Unreadable, read_state, unfinished, waiting
+from lockstep.runtime.reading import UNSEEDED, Unreadable, read_run, read_state, unfinished, waiting
 from lockstep.values import RunId, format_usd, now_ms
 
 
@@ -37,25 +55,43 @@ async def answer_approval(journal: Journal, approval: str, *, given: bool, by: s
     return state
 
 
-async def reconcile(journal: Journal, run: RunId, *, happened: bool, by: str, result: str = "") -> CallState:
-    """Say what became of the run's call in doubt. `result` is what the tool would have answered, if known.
+async def settle(
+    journal: Journal, run: RunId, call_id: str = "", *, happened: bool, by: str, result: str = ""
+) -> CallState:
+    """Say what became of a call in doubt, also of a run that has ended. `result`: what the tool would have answered.
 
     Raises:
-        RunError: nothing in this run is in doubt, or it has finished.
+        RunError: nothing in this run is in doubt, that call is not, or more than one is and none was named.
     """
-    state = await read_state(journal, run)
-    if state.status is Status.FINISHED:
-        raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
-    doubted = [call for call in state.calls if call.phase is Phase.DOUBTED]
+    recorded = await read_run(journal, run)
+    state = fold(start(run, UNSEEDED), recorded)
+    doubted = [call for call in state.calls if call.phase is Phase.DOUBTED and call_id in ("", call.id)]
     if not doubted:
-        raise RunError(f"Nothing in run {run} is in doubt.", remedy=f"`lockstep show {run}` says where it stands.")
+        what = f"Call {call_id} of run {run} is not in doubt." if call_id else f"Nothing in run {run} is in doubt."
+        raise RunError(what, remedy=f"`lockstep show {run}` says where it stands; `lockstep doubts` lists what is.")
+    if len(doubted) > 1:
+        raise RunError(
+            f"{len(doubted)} calls of run {run} are in doubt.",
+            remedy=f"Name one: {', '.join(f'{run}/{call.id}' for call in doubted)}.",
+        )
     call = doubted[0]
     if happened:
         text = result or f"{call.name} did happen, as {by} found out; its own reply was lost."
     else:
         text = f"{call.name} did not happen, as {by} found out. It may be called again."
-    await _append(journal, state, EffectReconciled(call=call.id, happened=happened, by=by, text=text))
+    kind = DoubtSettled if state.status is Status.FINISHED else EffectReconciled
+    terms = _freed_by(recorded, call, result) if happened and result else ()
+    await _append(journal, state, kind(call=call.id, happened=happened, by=by, text=text, freed_by=terms))
     return call
+
+
+def _freed_by(recorded: Sequence[Recorded], call: CallState, result: str) -> tuple[str, ...]:
+    started = cast(RunStarted, recorded[0].event)
+    try:
+        agent = locked_agent(from_text(started.lock_text, "the run's lock"))
+    except LockError:  # of a version that knows more: what happened is said all the same, and nothing frees it
+        return ()
+    return freed_by(agent.tools[call.name], read(call.arguments).value, result)
 
 
 async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
@@ -72,6 +108,7 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
         return await _cancel_unread(journal, run, by=by, why=unreadable.message)
     if state.status is Status.FINISHED:
         raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
+    intended = [call for call in state.calls if call.phase is Phase.INTENDED]
     doubted = [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
     message = f"Cancelled by {by}." + (
         f" {', '.join(doubted)} may have happened: nobody settled it." if doubted else ""
@@ -84,7 +121,9 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
         calls=totals.calls,
         cost_usd=format_usd(totals.cost_usd),
     )
-    await _append(journal, state, event)
+    # What was let go and is not settled stays in doubt, and `lockstep doubts` shows it.
+    why = "the run was cancelled before the outcome was recorded"
+    await _append(journal, state, *(EffectDoubted(call=call.id, why=why) for call in intended), event)
     return await read_state(journal, run)
 
 
@@ -107,7 +146,7 @@ def _unread(row: RunRow) -> State:
         transcript=UNSEEDED,
         history=0,
         next_seq=row.events + 1,
-        status=Status.FINISHED if row.last == RunFinished.TYPE else Status.RUNNING,
+        status=Status.FINISHED if row.last in ENDED else Status.RUNNING,
         agent=row.agent,
         session=row.session,
         principal=row.principal,
@@ -117,5 +156,6 @@ def _unread(row: RunRow) -> State:
     )
 
 
-async def _append(journal: Journal, state: State, event: Event) -> None:
-    await journal.append(state.run, state.next_seq, [(max(now_ms(), state.last_at_ms), event)])
+async def _append(journal: Journal, state: State, *events: Event) -> None:
+    at_ms = max(now_ms(), state.last_at_ms)
+    await journal.append(state.run, state.next_seq, [(at_ms, event) for event in events])

@@ -340,7 +340,7 @@ def _check_session(started: ev.RunStarted, newest: RunRow) -> None:
             f"Session {session!r} is a conversation of {newest.principal} with {newest.agent}.",
             remedy="Use another --session.",
         )
-    if newest.last != ev.RunFinished.TYPE:
+    if newest.last not in ev.ENDED:
         raise RunError(
             f"Session {session!r} has an unfinished run {newest.run}.",
             remedy=f"`lockstep resume {newest.run}` or `lockstep cancel {newest.run}`, or use another --session.",

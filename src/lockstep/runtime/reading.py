@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
-from lockstep.journal.events import Recorded, RunFinished, RunStarted
+from lockstep.journal.events import ENDED, EffectDoubted, Recorded, RunStarted
 from lockstep.journal.port import Journal, RunRow, Verification
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
@@ -36,7 +36,7 @@ class Unreadable:
 
     @property
     def finished(self) -> bool:
-        return self.row.last == RunFinished.TYPE
+        return self.row.last in ENDED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,8 +145,21 @@ async def _read_earlier(journal: Journal, session: str, run: RunId) -> State:
 
 async def unfinished(journal: Journal) -> list[State | Unreadable]:
     """Every run that has not finished, oldest first."""
-    rows = [row for row in reversed(await journal.runs()) if row.last != RunFinished.TYPE]
+    rows = [row for row in reversed(await journal.runs()) if row.last not in ENDED]
     return [await read_row(journal, row) for row in rows]
+
+
+async def doubts(journal: Journal) -> list[Waiting | Unreadable]:
+    """Every call in doubt, also of runs that have finished, oldest run first; and what of such runs cannot be read."""
+    found: list[Waiting | Unreadable] = []
+    for row in reversed(await journal.runs(with_event=EffectDoubted.TYPE)):
+        state = await read_row(journal, row)
+        if isinstance(state, Unreadable):
+            found.append(state)
+        else:
+            doubted = [call for call in state.all_calls if call.phase is Phase.DOUBTED]
+            found += [Waiting(state=state, call=call) for call in doubted]
+    return found
 
 
 def waiting(runs: Iterable[State | Unreadable]) -> list[Waiting]:

@@ -39,7 +39,7 @@ from lockstep.kernel.decide import CRASH_LIMIT
 from lockstep.kernel.state import Phase, State, Status
 from lockstep.model.port import AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
 from lockstep.runtime import answers, driver
-from lockstep.runtime.answers import answer_approval, cancel, reconcile
+from lockstep.runtime.answers import answer_approval, cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, unfinished, waiting
 from lockstep.tools.port import Outcome, PermittedCall
@@ -389,7 +389,7 @@ async def settle_doubts(journal: Journal, driving: Driver, state: State, tools: 
     while state.status is Status.SUSPENDED:
         (doubted,) = [each for each in state.calls if each.phase is Phase.DOUBTED]
         happened = tools.ran[f"{state.run}/{doubted.id}"] > 0
-        await reconcile(journal, state.run, happened=happened, by="ada", result="BA1 it was" if happened else "")
+        await settle(journal, state.run, happened=happened, by="ada", result="BA1 it was" if happened else "")
         state = await driving.resume(state.run, by="ada")
     return state
 
@@ -491,14 +491,14 @@ def test_a_person_settles_a_doubt_and_the_model_is_told(path: Path, happened: bo
     async def work(journal: SQLiteJournal) -> None:
         driving = driver_of(journal, model, tools)
         state = await run_of(driving)
-        await reconcile(journal, state.run, happened=happened, by="ada")
+        await settle(journal, state.run, happened=happened, by="ada")
         with pytest.raises(RunError, match="Nothing in run"):
-            await reconcile(journal, state.run, happened=not happened, by="eve")
+            await settle(journal, state.run, happened=not happened, by="eve")
         state = await driving.resume(state.run, by="ada")
         assert state.stop_reason == "completed"
         assert tools.count("book") == 1
-        with pytest.raises(RunError, match="has finished"):
-            await reconcile(journal, state.run, happened=happened, by="ada")
+        with pytest.raises(RunError, match="Nothing in run .* is in doubt"):
+            await settle(journal, state.run, happened=happened, by="ada")
 
     during(path, work)
     (told,) = results(model.prompts[1].messages)
@@ -891,7 +891,7 @@ def test_a_run_that_is_not_there_is_named_in_the_error(path: Path) -> None:
         for attempt in (
             read_run(journal, RunId("r0")),
             cancel(journal, RunId("r0"), by="ada"),
-            reconcile(journal, RunId("r0"), happened=True, by="ada"),
+            settle(journal, RunId("r0"), happened=True, by="ada"),
             driver_of(journal, ListedModel(), Functions()).resume(RunId("r0"), by="ada"),
         ):
             with pytest.raises(RunError, match="There is no run r0"):

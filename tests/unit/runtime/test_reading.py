@@ -30,7 +30,7 @@ from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import Left, Receipt, State, Status
 from lockstep.runtime import driver
-from lockstep.runtime.answers import answer_approval, cancel, reconcile
+from lockstep.runtime.answers import answer_approval, cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.runtime.reading import Unreadable, read_row, unfinished, verify_run, waiting
@@ -224,7 +224,7 @@ def test_a_run_in_the_middle_that_has_not_finished_is_read_each_time_and_known_i
             assert again.outcome == "in_doubt"
         kept = {row.run: row.extract is not None for row in await journal.session("s1")}
         assert (kept[doubted.run], kept[run]) == (False, True)
-        await reconcile(journal, doubted.run, happened=True, by="ada", result="Booked.")
+        await settle(journal, doubted.run, happened=True, by="ada", result="Booked.")
         (settled,) = (await run_of(booking(journal, tools, 0))).all_calls
         assert settled.duplicate_of == f"{doubted.run}/1.0"
 
