@@ -59,6 +59,14 @@ class Live:
                 self._line("ask", f"[green]approved[/] by {plain(event.by)}")
             case ev.ApprovalRefused():
                 self._line("ask", f"[red]refused[/] by {plain(event.by)}{_because(event.because)}")
+            case ev.RunResumed(by=by, after_crash=crash):
+                self._console.print(f"[dim]resumed by {plain(by)}{' after a crash' if crash else ''}[/]")
+            case _:
+                self._effect(state, event)
+
+    def _effect(self, state: State, event: ev.Event) -> None:
+        """What became of a call that was let go."""
+        match event:
             case ev.EffectSettled():
                 said = one_line(event.text, _LIVE_CHARS)
                 where = f"{_degraded(event.degraded)}[dim]({_took(event)})[/]"
@@ -66,8 +74,15 @@ class Live:
             case ev.EffectDoubted():
                 doubt = f"[red]in doubt[/]: {plain(event.why)} {_degraded(event.degraded)}".rstrip()
                 self._line("tool", f"{_name(state.call(event.call))} {doubt}")
-            case ev.RunResumed(by=by, after_crash=crash):
-                self._console.print(f"[dim]resumed by {plain(by)}{' after a crash' if crash else ''}[/]")
+            case ev.EffectRetried():
+                again = f"[yellow]{plain(event.outcome)}[/]: {one_line(event.why, _LIVE_CHARS)}"
+                self._line("tool", f"{_name(state.call(event.call))} {again} [dim](again in {event.delay_ms} ms)[/]")
+            case ev.EffectProbed():
+                said = f"{plain(event.outcome)} {one_line(event.text, _LIVE_CHARS)}"
+                self._line("tool", f"{_name(state.call(event.call))} {plain(event.tool or 'its probe')}: {said}")
+            case ev.EffectReconciled():
+                said = "happened" if event.happened else "did not happen"
+                self._line("tool", f"{_name(state.call(event.call))} {said}, says {plain(event.by)}")
 
     def _replied(self, event: ev.ModelReplied, *, streamed: bool) -> None:
         if event.text and not streamed:

@@ -11,7 +11,7 @@ from lockstep.journal.events import Recorded
 
 @dataclass(kw_only=True, slots=True)
 class Node:
-    """One thing that took time. `kind`: run, step, model, call, approval, doubt, sandbox, tool or stop."""
+    """One thing that took time. `kind`: run, step, model, call, approval, attempt, doubt, sandbox, tool or stop."""
 
     kind: str
     name: str
@@ -73,6 +73,8 @@ class _Builder:
                 call.outcome = event.error_type or ("already done" if event.duplicate_of else event.verdict)
                 rule = f" by {', '.join(event.policies)}" if event.policies else ""
                 call.notes.append(f"gate: {event.verdict}{rule}")
+                if event.duplicate_of:
+                    call.notes.append(f"joined to {event.duplicate_of}: not run again")
             case ev.ApprovalAsked():
                 self._wait(event.call, "approval", event.question, at)
             case ev.ApprovalGiven() | ev.ApprovalRefused():
@@ -80,15 +82,39 @@ class _Builder:
                 self._answered(event.call, f"{'approved' if given else 'refused'} by {event.by}", at)
             case ev.EffectSettled():
                 self._settled(event, at)
-            case ev.EffectDoubted():
-                self._calls[event.call].outcome = "in doubt"
-                self._wait(event.call, "doubt", event.why, at)
-            case ev.EffectReconciled():
-                said = "happened" if event.happened else "did not happen"
-                self._answered(event.call, f"{said}, says {event.by}", at)
+            case (
+                ev.EffectRetried() | ev.EffectDoubted() | ev.EffectProbed() | ev.EffectReconciled() | ev.DoubtSettled()
+            ):
+                self._unsettled(event, at)
             case _:
                 self._run_event(event, at)
         self._last_at = at
+
+    def _unsettled(
+        self,
+        event: ev.EffectRetried | ev.EffectDoubted | ev.EffectProbed | ev.EffectReconciled | ev.DoubtSettled,
+        at: int,
+    ) -> None:
+        """What became of a call other than its result."""
+        match event:
+            case ev.EffectRetried():
+                node = Node(kind="attempt", name=str(event.attempt), start_ms=at - event.run_ms, outcome=event.outcome)
+                node.duration_ms = event.run_ms
+                node.notes += [event.why, *(_request(record) for record in event.egress)]
+                self._calls[event.call].children.append(node)
+                self._ran.append((node.start_ms, at))
+                self._busy.append((node.start_ms, at))
+            case ev.EffectDoubted():
+                self._calls[event.call].outcome = "in doubt"
+                if event.call in self._open:  # past its deadline it was in doubt already; now it has ended
+                    self._open[event.call].notes.append(event.why)
+                else:
+                    self._wait(event.call, "doubt", event.why, at)
+            case ev.EffectProbed():
+                self._open[event.call].notes.append(f"{event.tool or 'its probe'}: {event.outcome}")
+            case _:
+                said = "happened" if event.happened else "did not happen"
+                self._answered(event.call, f"{said}, says {event.by}", at)
 
     def _run_event(self, event: ev.Event, at: int) -> None:
         match event:
@@ -158,6 +184,8 @@ class _Builder:
         call.outcome, call.duration_ms = outcome, at - call.start_ms
 
     def _settled(self, event: ev.EffectSettled, at: int) -> None:
+        if event.late:
+            self._answered(event.call, "settled by its late result", at)
         call = self._calls[event.call]
         call.outcome = event.outcome
         call.duration_ms = at - call.start_ms

@@ -497,7 +497,7 @@ def test_a_person_settles_a_doubt_and_the_model_is_told(path: Path, happened: bo
         state = await driving.resume(state.run, by="ada")
         assert state.stop_reason == "completed"
         assert tools.count("book") == 1
-        with pytest.raises(RunError, match="Nothing in run .* is in doubt"):
+        with pytest.raises(RunError, match=r"Nothing in run .* is in doubt"):
             await settle(journal, state.run, happened=happened, by="ada")
 
     during(path, work)
