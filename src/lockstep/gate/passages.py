@@ -1,0 +1,259 @@
+"""One text, prepared once for being searched: its passages, their normal form, and the facts in them.
+
+A text that is JSON has a passage for each scalar, with an RFC 6901 pointer; any other text is one passage. Pure: what
+is prepared depends on the text alone, so it may be kept or made again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, islice
+from typing import Any
+
+from lockstep.gate.normal import CHUNK, PIECE, facts_in, fold_text, is_loose, number_fact, only_facts
+from lockstep.values import Json
+
+MAX_CHARACTERS = 1 << 18
+"""Of one text; what stands after that is no source of anything."""
+MAX_PASSAGES = 20_000
+MAX_DEPTH = 250
+"""More than arguments may have."""
+_MAX_HITS = 8
+_SHORT = 4
+_IDENTIFIER = 8
+_ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One place where a value stands."""
+
+    passage: int
+    how: str
+    """`exact`, `part` or `normalised`."""
+
+
+class Needle:
+    """A value to look for, in the forms it is looked for in."""
+
+    __slots__ = ("facts", "folded", "form", "key", "loose", "number", "piece", "raw", "squashed")
+
+    def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
+        self.piece = piece
+        self.number = not isinstance(value, str)
+        self.raw = value if isinstance(value, str) else json.dumps(value)
+        self.folded = fold_text(self.raw[:MAX_CHARACTERS])
+        self.form = " ".join(CHUNK.findall(self.folded.replace("\n", " ")))
+        pieces = PIECE.findall(self.form)
+        self.key = max(pieces, key=len, default="")
+        self.loose = " ".join(pieces) if is_loose(self.form) else ""
+        squashed = "".join(pieces)
+        identifier = len(squashed) >= _IDENTIFIER and len(squashed) <= 64 and any(c.isdigit() for c in squashed)
+        self.squashed = squashed if identifier and "://" not in self.form and "@" not in self.form else ""
+        if isinstance(value, str):
+            self.facts = only_facts(self.folded) if len(self.folded) <= 64 else []
+        else:
+            self.facts = [[number_fact(value)]]
+
+
+class Passages:
+    """A text as it can be searched. `pointers[i]` is where passage `i` stands in the JSON, empty for plain text."""
+
+    def __init__(self, text: str) -> None:
+        cut = text[:MAX_CHARACTERS]
+        scalars = _scalars(text) if len(text) <= MAX_CHARACTERS else None
+        self._is_json = scalars is not None
+        if scalars is None:
+            self.pointers: Sequence[str] = ("",)
+            self._raws: Sequence[str] = (cut,)
+            self._numbers: Sequence[bool] = (False,)
+        else:
+            self.pointers = [pointer for pointer, _, _ in scalars]
+            self._raws = [raw for _, raw, _ in scalars]
+            self._numbers = [number for _, _, number in scalars]
+        folded = [fold_text(raw).replace("\n", " ") for raw in self._raws]
+        joined = "\n".join(folded)[: 4 * MAX_CHARACTERS]
+        chunks = CHUNK.findall(joined)
+        self._text = f" {' '.join(chunks)} "
+        words = set(chunks)
+        self._pieces = frozenset(
+            piece for word in words for piece in ((word,) if word.isalnum() else PIECE.findall(word))
+        )
+        self._facts = _facts_by_name(joined, folded)
+        self._marked: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def marked(self, pointers: tuple[str, ...]) -> frozenset[int]:
+        """The passages at or below these pointers, in which `*` is any one step.
+
+        Of a text that is not JSON it is the whole: nobody can tell which part of it is whose.
+        """
+        known = self._marked.get(pointers)
+        if known is None:
+            wanted = [tuple(pointer.split("/")[1:]) for pointer in pointers]
+            found = (place for place, each in enumerate(self.pointers) if not self._is_json or _below(each, wanted))
+            known = self._marked[pointers] = frozenset(found)
+        return known
+
+    def cost(self, needle: Needle) -> int:
+        """About how many characters looking for it reads: none of the text, when a word of it is not there."""
+        searches = not needle.form or needle.key in self._pieces or needle.squashed
+        return len(self._text) + 100 if searches else 100
+
+    def find(self, needle: Needle) -> list[Hit]:
+        """Where it stands, at most eight places: as it is, or in another writing of the same."""
+        if not needle.form:
+            return self._as_it_is(needle.raw)
+        hits = self._as_text(needle) if needle.key in self._pieces else []
+        if not hits and len(needle.facts) == 1:
+            hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
+        if not hits and needle.squashed:
+            hits = self._spaced(needle)
+        return hits
+
+    def _as_it_is(self, raw: str) -> list[Hit]:
+        """Of a text without letters and digits no other writing is looked for."""
+        held = (place for place, each in enumerate(self._raws) if raw in each)
+        return [Hit(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, _MAX_HITS)]
+
+    def find_fact(self, readings: Sequence[str]) -> list[Hit]:
+        """Where one of these facts is said."""
+        return [Hit(passage, "normalised") for passage in self._with_fact(readings)]
+
+    def _as_text(self, needle: Needle) -> list[Hit]:
+        if needle.number:
+            return []
+        found = [self._text_hit(needle, at) for at in _places(self._text, f" {needle.form} ")]
+        if needle.loose and not found:
+            found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ")]
+        if len(needle.form) < _SHORT and not needle.piece:
+            return [hit for hit in found if hit.how != "normalised"]  # `US` is not in "contact us"
+        return found
+
+    def _text_hit(self, needle: Needle, passage: int) -> Hit:
+        raw = self._raws[passage]
+        if raw == needle.raw:
+            return Hit(passage, "exact")
+        return Hit(passage, "part" if needle.raw in raw else "normalised")
+
+    def _fact_hit(self, needle: Needle, passage: int) -> Hit:
+        raw = self._raws[passage]
+        if needle.number and self._numbers[passage]:
+            return Hit(passage, "exact")
+        literal = re.search(rf"(?<![\w.]){re.escape(needle.raw)}(?![\w]|\.\d)", raw) if needle.number else None
+        return Hit(passage, "part" if literal else "normalised")
+
+    def _with_fact(self, readings: Sequence[str]) -> list[int]:
+        found = [passage for fact in readings for passage in self._facts.get(fact, ())]
+        if not found:  # a date without its year may be that of any year
+            found = [p for fact in readings if fact[0] == "d" for p in self._facts.get(f"d:-{fact[6:]}", ())]
+        return list(dict.fromkeys(found))[:_MAX_HITS]
+
+    def _spaced(self, needle: Needle) -> list[Hit]:
+        """An identifier in groups: `GB29 NWBK 6016 1331` for `GB29NWBK60161331`, and the other way round."""
+        if needle.squashed not in self._squashed:
+            return []
+        pattern = r"(?<![^ \n])" + r"[ _.\-/+]{0,2}".join(map(re.escape, needle.squashed)) + r"(?![^ \n])"
+        found = re.search(pattern, self._text)
+        return [Hit(self._text.count("\n", 0, found.start()), "normalised")] if found else []
+
+    @cached_property
+    def _loose(self) -> str:
+        return f" {' '.join(_LOOSE_TOKEN.findall(self._text))} "
+
+    @cached_property
+    def _squashed(self) -> str:
+        return _NOT_SQUASHED.sub("", self._text)
+
+
+_LOOSE_TOKEN = re.compile(r"\n|[^\W_]+")
+_NOT_SQUASHED = re.compile(r"[^\w\n]+|_+")
+
+
+def _below(pointer: str, wanted: Sequence[Sequence[str]]) -> bool:
+    steps = pointer.split("/")[1:]
+    return any(
+        len(steps) >= len(each) and all(want in ("*", step) for want, step in zip(each, steps, strict=False))
+        for each in wanted
+    )
+
+
+def _places(text: str, wanted: str) -> list[int]:
+    """The passages of a text that hold these words, in order."""
+    passages: list[int] = []
+    at, line, counted = text.find(wanted), 0, 0
+    while at >= 0 and len(passages) < _MAX_HITS:
+        line += text.count("\n", counted, at)
+        counted = at
+        passages.append(line)
+        after = text.find("\n", at + len(wanted) - 1)
+        at = text.find(wanted, after) if after >= 0 else -1
+    return passages
+
+
+def _facts_by_name(joined: str, folded: Sequence[str]) -> Mapping[str, list[int]]:
+    ends = list(accumulate((len(each) + 1 for each in folded), initial=-1))[1:]
+    facts: dict[str, list[int]] = {}
+    for at, fact in facts_in(joined):
+        places = facts.setdefault(fact, [])
+        if len(places) < _MAX_HITS and (not places or at > ends[places[-1]]):
+            places.append(bisect.bisect_left(ends, at))
+    return facts
+
+
+def _scalars(text: str) -> list[tuple[str, str, bool]] | None:
+    """What a JSON object or array says, as (pointer, text, whether it is a number); None for anything else.
+
+    Names count as well, each once: in `{"Hotel Ada": 120}` the name is what a model reads.
+    """
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    out: list[tuple[str, str, bool]] = []
+    names: set[str] = set()
+    for pointer, name, scalar in _walk(value):
+        if len(out) >= MAX_PASSAGES:
+            break
+        if name is not None and name not in names:
+            names.add(name)
+            out.append((pointer, name, False))
+        if isinstance(scalar, str):
+            out.append((pointer, scalar, False))
+        elif isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
+            out.append((pointer, _plain(scalar), True))
+    return out
+
+
+def _plain(number: int | float) -> str:
+    fact = number_fact(number) if number - number == 0 else "n:"
+    return fact.removeprefix("n:")
+
+
+def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:
+    """Every scalar in a JSON value with its RFC 6901 pointer, in order."""
+    for pointer, _, part in _walk(value):
+        if not isinstance(part, (Mapping, list, tuple)):
+            yield pointer, part
+
+
+def _walk(value: Json) -> Iterator[tuple[str, str | None, Json]]:
+    """Every part in order, as (pointer, its name in an object, the part); what lies too deep is not looked at."""
+    waiting: list[tuple[str, int, str | None, Json]] = [("", 0, None, value)]
+    while waiting:
+        pointer, depth, name, part = waiting.pop()
+        yield pointer, name, part
+        if depth == MAX_DEPTH:
+            continue
+        if isinstance(part, Mapping):
+            inner = [(f"{pointer}/{key.translate(_ESCAPES)}", depth + 1, key, each) for key, each in part.items()]
+            waiting.extend(reversed(inner))
+        elif isinstance(part, (list, tuple)):
+            last = len(part) - 1
+            waiting.extend((f"{pointer}/{place}", depth + 1, None, part[place]) for place in range(last, -1, -1))

@@ -1,0 +1,261 @@
+"""Where each argument of a call came from: `trace(arguments, sources)`. Pure.
+
+A value has the origin of the text it stands in, the most trusted one when it stands in several. Two things do not make
+it more trusted: that a model wrote it before, and that a tool repeats what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lockstep.gate.normal import CHUNK, PIECE, fold_text
+from lockstep.gate.passages import Needle, Passages, scalars_of
+from lockstep.journal.events import Origin
+from lockstep.values import Json, JsonObject
+
+Trust = Literal["user", "system", "trusted", "untrusted", "none"]
+RANK: Mapping[str, int] = {"none": 0, "untrusted": 1, "trusted": 2, "system": 3, "user": 4}
+_LABEL: tuple[Trust, ...] = ("none", "untrusted", "trusted", "system", "user")
+_QUALITY: Mapping[str, int] = {"normalised": 0, "part": 1, "exact": 2}
+
+MAX_SCALARS = 2_000
+"""Of one call; what comes after has no origin, so a policy that asks for one stands against it."""
+MAX_SEARCHED = 20_000_000
+"""Characters searched for one call, about 10 ms; then likewise."""
+MAX_REFS = 4
+_MAX_CHUNKS = 40
+_MAX_PHRASE = 6
+_TRIVIAL = 10
+_GLUE = frozenset(
+    {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "have", "her", "his", "in", "into", "is", "my"}
+    | {"no", "of", "on", "or", "our", "per", "please", "re", "that", "the", "their", "this", "to", "via", "was", "will"}
+    | {"with", "your"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A text that a value may have come from, in the order the model saw them.
+
+    `trust` is that of the text as a whole; `untrusted_fields` are JSON pointers (`*` for each item) to what in it
+    another party wrote. Of kind `argument`, it is what the model wrote, which grounds nothing.
+    """
+
+    ref: str
+    """`input`, `system`, `2.0/result`, `2.0/arguments`; of an earlier run with its id and `/` before."""
+    kind: Literal["user", "system", "tool", "memory", "argument"]
+    trust: Trust
+    text: str
+    tool: str = ""
+    untrusted_fields: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """The call that it is the result or the arguments of."""
+        return self.ref.rpartition("/")[0] if self.kind in ("tool", "argument") else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What the tool itself says of its arguments: values its schema names, and words that are no news in a sentence."""
+
+    values: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+
+
+NOTHING_KNOWN = Known()
+
+
+def known_of(definition: JsonObject) -> Known:
+    """Read a tool's definition: enumerated, constant and default values; the words of its name and descriptions."""
+    values: set[str] = set()
+    words: set[str] = set()
+    waiting: list[Json] = [definition]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            for name, each in part.items():
+                if name in ("const", "default", "enum"):
+                    values.update(scalar for _, scalar in scalars_of(each) if isinstance(scalar, str))
+                    values.update(repr(scalar) for _, scalar in scalars_of(each) if not isinstance(scalar, str))
+                elif name in ("name", "title") and isinstance(each, str):
+                    words.update(PIECE.findall(fold_text(each)))
+                elif name == "properties" and isinstance(each, Mapping):
+                    words.update(piece for key in each for piece in PIECE.findall(fold_text(key)))
+                waiting.append(each)
+        elif isinstance(part, (list, tuple)):
+            waiting.extend(part)
+    return Known(values=frozenset(values), words=frozenset(words))
+
+
+def trace(
+    arguments: JsonObject,
+    sources: Sequence[Source],
+    *,
+    known: Known = NOTHING_KNOWN,
+    passages: Callable[[str], Passages] = Passages,
+) -> tuple[Origin, ...]:
+    """The origin of every scalar of these arguments, in order.
+
+    Args:
+        sources: in the order the model saw them; the result of a call after its arguments.
+        known: what the tool's definition says.
+        passages: makes a text searchable; one that remembers gives the same origins sooner.
+    """
+    tracer = _Tracer([_Prepared.of(source, passages(source.text)) for source in sources], known)
+    return tuple(
+        tracer.origin(pointer, value) if place < MAX_SCALARS else Origin(pointer=pointer, how="none", trust="none")
+        for place, (pointer, value) in enumerate(scalars_of(arguments))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    source: Source
+    call: str
+    passages: Passages
+    rank: int
+    foreign: frozenset[int]
+    """The passages that another party wrote."""
+
+    @classmethod
+    def of(cls, source: Source, passages: Passages) -> _Prepared:
+        foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
+        return cls(source, source.call, passages, RANK[source.trust], foreign)
+
+    def ref(self, passage: int) -> str:
+        pointer = self.passages.pointers[passage]
+        return f"{self.source.ref}#{pointer}" if pointer else self.source.ref
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where one value stands: the trust of the best place, how it stands there, and the places, best first."""
+
+    rank: int
+    how: str
+    refs: tuple[str, ...]
+
+
+_NOWHERE = _Found(0, "none", ())
+
+
+@dataclass(slots=True)
+class _Tracer:
+    """One call's worth of looking; remembers what it looked for, and how much it has searched."""
+
+    sources: Sequence[_Prepared]
+    known: Known
+    searched: int = 0
+    seen: dict[tuple[type, object], _Found] = field(default_factory=dict)
+
+    def origin(self, pointer: str, value: object) -> Origin:
+        found = self._found(value)
+        return Origin(pointer=pointer, how=found.how, trust=_LABEL[found.rank], refs=found.refs)
+
+    def _found(self, value: object) -> _Found:
+        if self._trivial(value):
+            return _SCHEMA
+        key = (type(value), value)
+        found = self.seen.get(key)
+        if found is None:
+            assert isinstance(value, (str, int, float))
+            needle = Needle(value)
+            found = self._fold(needle)
+            if not found.rank and isinstance(value, str):
+                found = self._facts(needle) or self._composed(needle) or found
+            self.seen[key] = found
+        return found
+
+    def _trivial(self, value: object) -> bool:
+        """Nothing of its own to say, or a value that the tool's schema names."""
+        if value is None or isinstance(value, bool):
+            return True
+        if isinstance(value, str):
+            return len(value) <= 1 or value in self.known.values
+        return (isinstance(value, (int, float)) and abs(value) < _TRIVIAL and value == int(value)) or repr(
+            value
+        ) in self.known.values
+
+    def _fold(self, needle: Needle, facts: Sequence[str] = ()) -> _Found:
+        """Where it (or one of these facts) stands in all sources.
+
+        What a call's result repeats of its arguments is worth what it was before.
+        """
+        best = 0
+        before: dict[str, int] = {}
+        places: list[tuple[int, int, int, str, str]] = []
+        for number, each in enumerate(self.sources):
+            if self.searched > MAX_SEARCHED:
+                return _NOWHERE
+            self.searched += 100 if facts else each.passages.cost(needle)
+            hits = each.passages.find_fact(facts) if facts else each.passages.find(needle)
+            if not hits:
+                continue
+            if each.source.kind == "argument":
+                before.setdefault(each.call, best)
+            limit = before.get(each.call, RANK["user"]) if each.call else RANK["user"]
+            for hit in hits:
+                rank = min(each.rank, limit, RANK["untrusted"] if hit.passage in each.foreign else limit)
+                places.append((rank, _QUALITY[hit.how], -number, hit.how, each.ref(hit.passage)))
+            best = max(best, max(place[0] for place in places))
+        if not places:
+            return _NOWHERE
+        places.sort(key=lambda place: place[:3], reverse=True)
+        rank, _, _, how, _ = places[0]
+        refs = tuple(dict.fromkeys(place[4] for place in places))[:MAX_REFS]
+        return _Found(rank, how if rank else "none", refs)
+
+    def _facts(self, needle: Needle) -> _Found | None:
+        """A date with a time: each may have been said elsewhere."""
+        if len(needle.facts) < 2:
+            return None
+        return _together([self._fold(needle, facts) for facts in needle.facts])
+
+    def _composed(self, needle: Needle) -> _Found | None:
+        """Words from several places. Connecting ones, and those of the tool's own definition, may be the model's."""
+        chunks = CHUNK.findall(needle.folded.replace("\n", " "))
+        if not 2 <= len(chunks) <= _MAX_CHUNKS:
+            return None
+        glue = [chunk in _GLUE or chunk in self.known.words for chunk in chunks]
+        if all(glue):
+            return None
+        for chunk, free in zip(chunks, glue, strict=True):
+            if not free and not self._phrase([chunk]).rank:
+                return None
+        return _together(list(self._phrases(chunks, glue)))
+
+    def _phrases(self, chunks: list[str], glue: list[bool]) -> Iterator[_Found]:
+        at = 0
+        while at < len(chunks):
+            for length in range(min(_MAX_PHRASE, len(chunks) - at), 0, -1):
+                if length == 1 and glue[at]:
+                    break
+                found = self._phrase(chunks[at : at + length])
+                if found.rank or length == 1:
+                    yield found
+                    break
+            at += length
+
+    def _phrase(self, chunks: list[str]) -> _Found:
+        text = " ".join(chunks)
+        key = (_Tracer, text)
+        if key not in self.seen:
+            self.seen[key] = (
+                _SCHEMA if len(text) <= 1 or text in self.known.values else self._fold(Needle(text, piece=True))
+            )
+        return self.seen[key]
+
+
+_SCHEMA = _Found(RANK["trusted"], "schema", ())
+
+
+def _together(pieces: Sequence[_Found]) -> _Found | None:
+    """Pieces as one: no more trusted than the least of them; None when one came from nowhere."""
+    if not pieces or not all(piece.rank for piece in pieces):
+        return None
+    ordered = sorted(pieces, key=lambda piece: piece.rank)
+    refs = tuple(dict.fromkeys(ref for piece in ordered for ref in piece.refs[:1]))[:MAX_REFS]
+    return _Found(ordered[0].rank, "composed", refs)
