@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 _URL = r"[a-z][a-z0-9+.-]{1,15}://[^\s\"'<>`(){}\[\]|\\^,;]*[\w=&#%-]"
-_WORD = r"[^\W_]+(?:(?:[-_.@/+&%#~']|:(?=\d)){1,3}[^\W_]+)*"
-CHUNK = re.compile(rf"\n|{_URL}|{_WORD}")
+_AMOUNT = r"(?:(?<![\w.)])-)?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w.])%?"
+_WORD = r"(?:(?<![\w.)])-(?=\d))?[^\W_]+(?:(?:[-_.@/+&%#~']|(?<=\d):(?=\d)){1,3}[^\W_]+)*(?:(?<=\d)%)?"
+_CHUNK = re.compile(rf"\n|{_AMOUNT}|{_WORD}")
+_CHUNK_OR_URL = re.compile(rf"\n|{_URL}|{_AMOUNT}|{_WORD}")
 PIECE = re.compile(r"[^\W_]+")
 _LOOSE = re.compile(r"[^\W_]+(?:[-_' ]+[^\W_]+)*")
 _BEYOND_ASCII = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]{1,256}")
@@ -44,10 +48,16 @@ _FACT = re.compile(
     )""",
     re.VERBOSE,
 )
+_SPOKEN = frozenset(
+    {"am", "pm", "a.m", "p.m", "may", "june", "july", "sept"}
+    | {*_MONTHS, "january", "february", "march", "april", "august", "september", "october", "november", "december"}
+)
+"""Words with which a date or a time takes more than one chunk."""
 _SAYS_NOTHING = re.compile(
     r"(?:[\W_]|(?<!\w)(?:t|z|utc|gmt|at|on|usd|eur|gbp|dollars?|euros?)(?!\w)|(?<=\d)[tz](?!\w))*"
 )
 _MAX_DIGITS = 40
+_MAX_FACT = 64
 
 
 def fold_text(text: str) -> str:
@@ -61,16 +71,44 @@ def _compatible(run: re.Match[str]) -> str:
     return unicodedata.normalize("NFKC", run[0])
 
 
+def chunks_of(folded: str) -> list[str]:
+    """The chunks of a folded text in order; a line break is one as well."""
+    return (_CHUNK_OR_URL if "://" in folded else _CHUNK).findall(folded)
+
+
 def is_loose(folded: str) -> bool:
     """Whether a dash, an underscore or an apostrophe in it may as well be a space: names may, addresses may not."""
     return _LOOSE.fullmatch(folded) is not None
 
 
-def facts_in(folded: str) -> Iterator[tuple[int, str]]:
-    """Each date, time and number of a folded text: where it begins, and what it comes to."""
-    for match in _FACT.finditer(folded):
-        for fact in _facts_of(match):
-            yield match.start(), fact
+def facts_in(folded: str, chunks: Iterable[str], words: AbstractSet[str]) -> Iterator[tuple[int, str]]:
+    """Each date, time and number of a folded text, by the line it stands in; its chunks and their set are given."""
+    line = 0
+    for chunk in chunks:
+        if chunk == "\n":
+            line += 1
+        elif chunk[0] in "-0123456789" and len(chunk) <= _MAX_FACT:
+            if chunk.isdigit():
+                yield line, _number(chunk, "")
+            else:
+                for fact in _chunk_facts(chunk):
+                    yield line, fact
+    if words & _SPOKEN:
+        line = counted = 0
+        for match in _FACT.finditer(folded):
+            if match.lastgroup in ("dm", "md", "hour", "time"):
+                line += folded.count("\n", counted, match.start())
+                counted = match.start()
+                for fact in _facts_of(match):
+                    yield line, fact
+
+
+@lru_cache(maxsize=4096)
+def _chunk_facts(chunk: str) -> tuple[str, ...]:
+    facts = [fact for match in _FACT.finditer(chunk) for fact in _facts_of(match)]
+    if "," in chunk:  # as well a list without spaces
+        facts += [_number(part, "") for part in chunk.rstrip("%").split(",") if part.isdecimal()]
+    return tuple(facts)
 
 
 def only_facts(folded: str) -> list[list[str]]:

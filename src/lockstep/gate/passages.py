@@ -6,16 +6,14 @@ is prepared depends on the text alone, so it may be kept or made again.
 
 from __future__ import annotations
 
-import bisect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
-from lockstep.gate.normal import CHUNK, PIECE, facts_in, fold_text, is_loose, number_fact, only_facts
+from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts
 from lockstep.values import Json
 
 MAX_CHARACTERS = 1 << 18
@@ -29,13 +27,8 @@ _IDENTIFIER = 8
 _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One place where a value stands."""
-
-    passage: int
-    how: str
-    """`exact`, `part` or `normalised`."""
+Hit = tuple[int, str]
+"""A passage that a value stands in, and how: `exact`, `part` or `normalised`."""
 
 
 class Needle:
@@ -48,7 +41,7 @@ class Needle:
         self.number = not isinstance(value, str)
         self.raw = value if isinstance(value, str) else json.dumps(value)
         self.folded = fold_text(self.raw[:MAX_CHARACTERS])
-        self.form = " ".join(CHUNK.findall(self.folded.replace("\n", " ")))
+        self.form = " ".join(chunks_of(self.folded.replace("\n", " ")))
         pieces = PIECE.findall(self.form)
         self.key = max(pieces, key=len, default="")
         self.loose = " ".join(pieces) if is_loose(self.form) else ""
@@ -76,15 +69,18 @@ class Passages:
             self.pointers = [pointer for pointer, _, _ in scalars]
             self._raws = [raw for _, raw, _ in scalars]
             self._numbers = [number for _, _, number in scalars]
-        folded = [fold_text(raw).replace("\n", " ") for raw in self._raws]
-        joined = "\n".join(folded)[: 4 * MAX_CHARACTERS]
-        chunks = CHUNK.findall(joined)
+        folded = fold_text("\n".join([raw.replace("\n", " ") for raw in self._raws]))[: 4 * MAX_CHARACTERS]
+        chunks = chunks_of(folded)
         self._text = f" {' '.join(chunks)} "
         words = set(chunks)
-        self._pieces = frozenset(
+        self.pieces = frozenset(
             piece for word in words for piece in ((word,) if word.isalnum() else PIECE.findall(word))
         )
-        self._facts = _facts_by_name(joined, folded)
+        self._facts: dict[str, list[int]] = {}
+        for passage, fact in facts_in(folded, chunks, words):
+            places = self._facts.setdefault(fact, [])
+            if len(places) < _MAX_HITS and passage not in places:
+                places.append(passage)
         self._marked: dict[tuple[str, ...], frozenset[int]] = {}
 
     def marked(self, pointers: tuple[str, ...]) -> frozenset[int]:
@@ -101,14 +97,14 @@ class Passages:
 
     def cost(self, needle: Needle) -> int:
         """About how many characters looking for it reads: none of the text, when a word of it is not there."""
-        searches = not needle.form or needle.key in self._pieces or needle.squashed
+        searches = not needle.form or needle.key in self.pieces or needle.squashed
         return len(self._text) + 100 if searches else 100
 
     def find(self, needle: Needle) -> list[Hit]:
         """Where it stands, at most eight places: as it is, or in another writing of the same."""
         if not needle.form:
             return self._as_it_is(needle.raw)
-        hits = self._as_text(needle) if needle.key in self._pieces else []
+        hits = self._as_text(needle) if needle.key in self.pieces else []
         if not hits and len(needle.facts) == 1:
             hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
         if not hits and needle.squashed:
@@ -118,11 +114,11 @@ class Passages:
     def _as_it_is(self, raw: str) -> list[Hit]:
         """Of a text without letters and digits no other writing is looked for."""
         held = (place for place, each in enumerate(self._raws) if raw in each)
-        return [Hit(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, _MAX_HITS)]
+        return [(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, _MAX_HITS)]
 
     def find_fact(self, readings: Sequence[str]) -> list[Hit]:
         """Where one of these facts is said."""
-        return [Hit(passage, "normalised") for passage in self._with_fact(readings)]
+        return [(passage, "normalised") for passage in self._with_fact(readings)]
 
     def _as_text(self, needle: Needle) -> list[Hit]:
         if needle.number:
@@ -131,21 +127,21 @@ class Passages:
         if needle.loose and not found:
             found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ")]
         if len(needle.form) < _SHORT and not needle.piece:
-            return [hit for hit in found if hit.how != "normalised"]  # `US` is not in "contact us"
+            return [hit for hit in found if hit[1] != "normalised"]  # `US` is not in "contact us"
         return found
 
     def _text_hit(self, needle: Needle, passage: int) -> Hit:
         raw = self._raws[passage]
         if raw == needle.raw:
-            return Hit(passage, "exact")
-        return Hit(passage, "part" if needle.raw in raw else "normalised")
+            return (passage, "exact")
+        return (passage, "part" if needle.raw in raw else "normalised")
 
     def _fact_hit(self, needle: Needle, passage: int) -> Hit:
         raw = self._raws[passage]
         if needle.number and self._numbers[passage]:
-            return Hit(passage, "exact")
+            return (passage, "exact")
         literal = re.search(rf"(?<![\w.]){re.escape(needle.raw)}(?![\w]|\.\d)", raw) if needle.number else None
-        return Hit(passage, "part" if literal else "normalised")
+        return (passage, "part" if literal else "normalised")
 
     def _with_fact(self, readings: Sequence[str]) -> list[int]:
         found = [passage for fact in readings for passage in self._facts.get(fact, ())]
@@ -159,7 +155,7 @@ class Passages:
             return []
         pattern = r"(?<![^ \n])" + r"[ _.\-/+]{0,2}".join(map(re.escape, needle.squashed)) + r"(?![^ \n])"
         found = re.search(pattern, self._text)
-        return [Hit(self._text.count("\n", 0, found.start()), "normalised")] if found else []
+        return [(self._text.count("\n", 0, found.start()), "normalised")] if found else []
 
     @cached_property
     def _loose(self) -> str:
@@ -195,16 +191,6 @@ def _places(text: str, wanted: str) -> list[int]:
     return passages
 
 
-def _facts_by_name(joined: str, folded: Sequence[str]) -> Mapping[str, list[int]]:
-    ends = list(accumulate((len(each) + 1 for each in folded), initial=-1))[1:]
-    facts: dict[str, list[int]] = {}
-    for at, fact in facts_in(joined):
-        places = facts.setdefault(fact, [])
-        if len(places) < _MAX_HITS and (not places or at > ends[places[-1]]):
-            places.append(bisect.bisect_left(ends, at))
-    return facts
-
-
 def _scalars(text: str) -> list[tuple[str, str, bool]] | None:
     """What a JSON object or array says, as (pointer, text, whether it is a number); None for anything else.
 
@@ -216,19 +202,42 @@ def _scalars(text: str) -> list[tuple[str, str, bool]] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    out: list[tuple[str, str, bool]] = []
-    names: set[str] = set()
-    for pointer, name, scalar in _walk(value):
-        if len(out) >= MAX_PASSAGES:
-            break
-        if name is not None and name not in names:
-            names.add(name)
-            out.append((pointer, name, False))
-        if isinstance(scalar, str):
-            out.append((pointer, scalar, False))
-        elif isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
-            out.append((pointer, _plain(scalar), True))
-    return out
+    reader = _Reader()
+    reader.read(value, "", 0)
+    return reader.out
+
+
+class _Reader:
+    """Collects what a JSON value says; a class for speed, since every result of a run passes through it."""
+
+    __slots__ = ("_names", "out")
+
+    def __init__(self) -> None:
+        self.out: list[tuple[str, str, bool]] = []
+        self._names: set[str] = set()
+
+    def read(self, part: Any, pointer: str, depth: int) -> None:
+        if depth > MAX_DEPTH or len(self.out) >= MAX_PASSAGES:
+            return
+        if type(part) is dict:
+            for name, each in part.items():
+                inner = f"{pointer}/{name.translate(_ESCAPES) if '/' in name or '~' in name else name}"
+                if name not in self._names:
+                    self._names.add(name)
+                    self.out.append((inner, name, False))
+                self._one(each, inner, depth)
+        else:
+            for place, each in enumerate(part):
+                self._one(each, f"{pointer}/{place}", depth)
+
+    def _one(self, each: Any, pointer: str, depth: int) -> None:
+        kind = type(each)
+        if kind is str:
+            self.out.append((pointer, each, False))
+        elif kind is dict or kind is list:
+            self.read(each, pointer, depth + 1)
+        elif kind is int or kind is float:
+            self.out.append((pointer, _plain(each), True))
 
 
 def _plain(number: int | float) -> str:
@@ -237,23 +246,17 @@ def _plain(number: int | float) -> str:
 
 
 def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:
-    """Every scalar in a JSON value with its RFC 6901 pointer, in order."""
-    for pointer, _, part in _walk(value):
-        if not isinstance(part, (Mapping, list, tuple)):
-            yield pointer, part
-
-
-def _walk(value: Json) -> Iterator[tuple[str, str | None, Json]]:
-    """Every part in order, as (pointer, its name in an object, the part); what lies too deep is not looked at."""
-    waiting: list[tuple[str, int, str | None, Json]] = [("", 0, None, value)]
+    """Every scalar in a JSON value with its RFC 6901 pointer, in order; what lies too deep is not looked at."""
+    waiting: list[tuple[str, int, Json]] = [("", 0, value)]
     while waiting:
-        pointer, depth, name, part = waiting.pop()
-        yield pointer, name, part
-        if depth == MAX_DEPTH:
-            continue
-        if isinstance(part, Mapping):
-            inner = [(f"{pointer}/{key.translate(_ESCAPES)}", depth + 1, key, each) for key, each in part.items()]
-            waiting.extend(reversed(inner))
-        elif isinstance(part, (list, tuple)):
-            last = len(part) - 1
-            waiting.extend((f"{pointer}/{place}", depth + 1, None, part[place]) for place in range(last, -1, -1))
+        pointer, depth, part = waiting.pop()
+        if isinstance(part, (Mapping, list, tuple)):
+            steps: list[tuple[object, Json]]
+            if isinstance(part, Mapping):
+                steps = [(key.translate(_ESCAPES), each) for key, each in part.items()]
+            else:
+                steps = list(enumerate(part))
+            if depth <= MAX_DEPTH:
+                waiting.extend([(f"{pointer}/{step}", depth + 1, each) for step, each in reversed(steps)])
+        else:
+            yield pointer, part

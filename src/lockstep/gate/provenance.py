@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lockstep.gate.normal import CHUNK, PIECE, fold_text
+from lockstep.gate.normal import PIECE, chunks_of, fold_text
 from lockstep.gate.passages import Needle, Passages, scalars_of
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
@@ -104,7 +104,12 @@ def trace(
         known: what the tool's definition says.
         passages: makes a text searchable; one that remembers gives the same origins sooner.
     """
-    tracer = _Tracer([_Prepared.of(source, passages(source.text)) for source in sources], known)
+    return trace_prepared(arguments, [Prepared.of(source, passages(source.text)) for source in sources], known)
+
+
+def trace_prepared(arguments: JsonObject, sources: Sequence[Prepared], known: Known) -> tuple[Origin, ...]:
+    """As `trace`, with sources that were made searchable before."""
+    tracer = _Tracer(sources, known)
     return tuple(
         tracer.origin(pointer, value) if place < MAX_SCALARS else Origin(pointer=pointer, how="none", trust="none")
         for place, (pointer, value) in enumerate(scalars_of(arguments))
@@ -112,18 +117,25 @@ def trace(
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
+    """A source that can be searched."""
+
     source: Source
     call: str
     passages: Passages
+    pieces: frozenset[str]
     rank: int
+    ceiling: int
+    """The best that finding a value here can make of it; of arguments, by what they say of their result."""
     foreign: frozenset[int]
     """The passages that another party wrote."""
 
     @classmethod
-    def of(cls, source: Source, passages: Passages) -> _Prepared:
+    def of(cls, source: Source, passages: Passages) -> Prepared:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
-        return cls(source, source.call, passages, RANK[source.trust], foreign)
+        rank = RANK[source.trust]
+        ceiling = RANK["trusted"] if source.kind == "argument" else rank
+        return cls(source, source.call, passages, passages.pieces, rank, ceiling, foreign)
 
     def ref(self, passage: int) -> str:
         pointer = self.passages.pointers[passage]
@@ -146,7 +158,7 @@ _NOWHERE = _Found(0, "none", ())
 class _Tracer:
     """One call's worth of looking; remembers what it looked for, and how much it has searched."""
 
-    sources: Sequence[_Prepared]
+    sources: Sequence[Prepared]
     known: Known
     searched: int = 0
     seen: dict[tuple[type, object], _Found] = field(default_factory=dict)
@@ -186,8 +198,13 @@ class _Tracer:
         """
         best = 0
         before: dict[str, int] = {}
-        places: list[tuple[int, int, int, str, str]] = []
+        places: list[tuple[int, int, int, int, str]] = []
+        anywhere = bool(facts or needle.facts or needle.squashed or not needle.form)
         for number, each in enumerate(self.sources):
+            if not anywhere and needle.key not in each.pieces:
+                continue
+            if len(places) >= MAX_REFS and each.ceiling <= best:
+                continue
             if self.searched > MAX_SEARCHED:
                 return _NOWHERE
             self.searched += 100 if facts else each.passages.cost(needle)
@@ -197,16 +214,21 @@ class _Tracer:
             if each.source.kind == "argument":
                 before.setdefault(each.call, best)
             limit = before.get(each.call, RANK["user"]) if each.call else RANK["user"]
-            for hit in hits:
-                rank = min(each.rank, limit, RANK["untrusted"] if hit.passage in each.foreign else limit)
-                places.append((rank, _QUALITY[hit.how], -number, hit.how, each.ref(hit.passage)))
-            best = max(best, max(place[0] for place in places))
-        if not places:
-            return _NOWHERE
-        places.sort(key=lambda place: place[:3], reverse=True)
-        rank, _, _, how, _ = places[0]
-        refs = tuple(dict.fromkeys(place[4] for place in places))[:MAX_REFS]
-        return _Found(rank, how if rank else "none", refs)
+            for passage, how in hits:
+                rank = min(each.rank, limit, RANK["untrusted"] if passage in each.foreign else limit)
+                places.append((rank, _QUALITY[how], -number, -passage, how))
+                best = max(best, rank)
+        return self._best(places) if places else _NOWHERE
+
+    def _best(self, places: list[tuple[int, int, int, int, str]]) -> _Found:
+        places.sort(reverse=True)
+        rank, how = places[0][0], places[0][-1]
+        refs: dict[str, None] = {}
+        for _, _, number, passage, _ in places:
+            refs[self.sources[-number].ref(-passage)] = None
+            if len(refs) == MAX_REFS:
+                break
+        return _Found(rank, how if rank else "none", tuple(refs))
 
     def _facts(self, needle: Needle) -> _Found | None:
         """A date with a time: each may have been said elsewhere."""
@@ -216,7 +238,7 @@ class _Tracer:
 
     def _composed(self, needle: Needle) -> _Found | None:
         """Words from several places. Connecting ones, and those of the tool's own definition, may be the model's."""
-        chunks = CHUNK.findall(needle.folded.replace("\n", " "))
+        chunks = chunks_of(needle.folded.replace("\n", " "))
         if not 2 <= len(chunks) <= _MAX_CHUNKS:
             return None
         glue = [chunk in _GLUE or chunk in self.known.words for chunk in chunks]

@@ -6,21 +6,22 @@ Everything follows from the state; what is kept between calls are prepared texts
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from lockstep.agent.locked import LockedAgent
 from lockstep.gate.passages import Passages
-from lockstep.gate.provenance import RANK, Known, Source, known_of, trace
+from lockstep.gate.provenance import RANK, Known, Prepared, Source, known_of, trace_prepared
 from lockstep.journal.events import Origin
-from lockstep.kernel.state import CallState, State
-from lockstep.model.port import AssistantMessage, ToolMessage, UserMessage
-from lockstep.values import Json, JsonObject
+from lockstep.kernel.state import State
+from lockstep.model.port import AssistantMessage, Message, ToolMessage, UserMessage
+from lockstep.values import Json, JsonObject, RunId
 
 MAX_ORIGINS = 40
 """Of one call in the journal."""
 MAX_NAME = 200
 _KEPT_CHARACTERS = 8_000_000
+_KEPT_RUNS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,49 +65,80 @@ class Provenance:
         }
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What the model of one run was shown so far."""
+
+    messages: list[Message] = field(default_factory=list)
+    prepared: list[Prepared] = field(default_factory=list)
+    read_untrusted: bool = False
+    prefix: str = ""
+    runs: int = 0
+    step: int = 0
+    asked: list[str] = field(default_factory=list)
+
+    def is_of(self, messages: Sequence[Message]) -> bool:
+        """Whether these messages begin with those; they are the same objects as long as the process lives."""
+        seen = len(self.messages)
+        return seen <= len(messages) and (not seen or messages[seen - 1] is self.messages[-1])
+
+
 class Tracing:
-    """Traces the calls of one locked agent. Keeps texts that it prepared, and nothing of any run."""
+    """Traces the calls of one locked agent. What it keeps of texts and runs only saves making it again."""
 
     def __init__(self, agent: LockedAgent) -> None:
         self._agent = agent
         self._known: dict[str, Known] = {}
-        self._kept: OrderedDict[str, Passages] = OrderedDict()
+        self._runs: OrderedDict[RunId, _Shown] = OrderedDict()
+        self._texts: OrderedDict[str, Passages] = OrderedDict()
         self._characters = 0
 
     def of_call(self, state: State, tool: str, arguments: JsonObject) -> Provenance:
         """Where these arguments of a call that was just asked for came from."""
-        sources = list(self.sources(state))
+        shown = self._shown(state)
         known = self._known.get(tool)
         if known is None:
             known = self._known[tool] = known_of(self._agent.tools[tool].definition)
-        return Provenance(
-            origins=trace(arguments, sources, known=known, passages=self._passages),
-            read_untrusted=any(self._reads_untrusted(source) for source in sources),
-        )
+        origins = trace_prepared(arguments, shown.prepared, known)
+        return Provenance(origins=origins, read_untrusted=shown.read_untrusted)
 
-    def sources(self, state: State) -> Iterator[Source]:
-        """What the model was shown before its newest calls, in order."""
-        yield Source(ref="system", kind="system", trust="system", text=self._agent.system)
+    def _shown(self, state: State) -> _Shown:
+        """What the model was shown before its newest calls. A run only grows, so the rest of it is prepared once."""
         messages = state.transcript.messages
-        own = {call.id: call for call in state.all_calls}
-        prefix, step = "", 0
-        asked: Iterator[str] = iter(())
-        runs = iter(state.previous)
-        for place, message in enumerate(messages):
-            if isinstance(message, UserMessage):
-                prefix = f"{next(runs, '-')}/" if place < state.history else ""
-                step = 0
-                yield Source(ref=f"{prefix}input", kind="user", trust="user", text=message.text)
-            elif isinstance(message, AssistantMessage):
-                step += 1
-                ids = [f"{step}.{position}" for position in range(len(message.calls))]
-                asked = iter(ids)
-                for call, each in zip(ids, message.calls, strict=True):
-                    yield Source(ref=f"{prefix}{call}/arguments", kind="argument", trust="none", text=each.arguments)
-            else:
-                call = next(asked, "")
-                if prefix or not _is_ours(own.get(call)):
-                    yield self._result(f"{prefix}{call}/result", message)
+        shown = self._runs.get(state.run)
+        if shown is None or not shown.is_of(messages):
+            shown = self._runs[state.run] = _Shown()
+            system = Source(ref="system", kind="system", trust="system", text=self._agent.system)
+            shown.prepared.append(Prepared.of(system, self._passages(system.text)))
+        self._runs.move_to_end(state.run)
+        if len(self._runs) > _KEPT_RUNS:
+            self._runs.popitem(last=False)
+        for message in messages[len(shown.messages) :]:
+            for source in self._sources(state, shown, message):
+                prepared = Prepared.of(source, self._passages(source.text))
+                shown.prepared.append(prepared)
+                foreign = source.trust == "untrusted" or (source.kind == "tool" and bool(prepared.foreign))
+                shown.read_untrusted = shown.read_untrusted or foreign
+            shown.messages.append(message)
+        return shown
+
+    def _sources(self, state: State, shown: _Shown, message: Message) -> Iterator[Source]:
+        place = len(shown.messages)
+        if isinstance(message, UserMessage):
+            earlier = place < state.history
+            shown.prefix = f"{state.previous[shown.runs]}/" if earlier and shown.runs < len(state.previous) else ""
+            shown.runs, shown.step = shown.runs + 1, 0
+            yield Source(ref=f"{shown.prefix}input", kind="user", trust="user", text=message.text)
+        elif isinstance(message, AssistantMessage):
+            shown.step += 1
+            shown.asked = [f"{shown.step}.{position}" for position in range(len(message.calls))]
+            for call, each in zip(shown.asked, message.calls, strict=True):
+                ref = f"{shown.prefix}{call}/arguments"
+                yield Source(ref=ref, kind="argument", trust="none", text=each.arguments, tool=each.name)
+        else:
+            call = shown.asked.pop(0) if shown.asked else ""
+            if place < state.history or not _is_ours(state, call):
+                yield self._result(f"{shown.prefix}{call}/result", message)
 
     def _result(self, ref: str, message: ToolMessage) -> Source:
         tool = self._agent.tools.get(message.name)
@@ -119,20 +151,15 @@ class Tracing:
             untrusted_fields=tool.untrusted_fields if tool is not None else (),
         )
 
-    def _reads_untrusted(self, source: Source) -> bool:
-        if source.kind != "tool" or source.trust == "untrusted":
-            return source.trust == "untrusted"
-        return bool(source.untrusted_fields) and bool(self._passages(source.text).marked(source.untrusted_fields))
-
     def _passages(self, text: str) -> Passages:
-        kept = self._kept.get(text)
+        kept = self._texts.get(text)
         if kept is not None:
-            self._kept.move_to_end(text)
+            self._texts.move_to_end(text)
             return kept
-        made = self._kept[text] = Passages(text)
+        made = self._texts[text] = Passages(text)
         self._characters += len(text) + 1
-        while self._characters > _KEPT_CHARACTERS and len(self._kept) > 1:
-            dropped, _ = self._kept.popitem(last=False)
+        while self._characters > _KEPT_CHARACTERS and len(self._texts) > 1:
+            dropped, _ = self._texts.popitem(last=False)
             self._characters -= len(dropped) + 1
         return made
 
@@ -152,6 +179,7 @@ def _short(origin: Origin) -> Origin:
     return replace(origin, pointer=origin.pointer[:MAX_NAME], refs=refs)
 
 
-def _is_ours(call: CallState | None) -> bool:
+def _is_ours(state: State, call_id: str) -> bool:
     """Whether the model was told about this call by Lockstep itself, because it did not run."""
+    call = next((call for call in reversed(state.all_calls) if call.id == call_id), None)
     return call is not None and (call.verdict in ("deny", "invalid") or call.outcome == "approval_refused")
