@@ -105,6 +105,8 @@ class Tracing:
     def _shown(self, state: State) -> _Shown:
         """What the model was shown before its newest calls. A run only grows, so the rest of it is prepared once."""
         messages = state.transcript.messages
+        if messages and isinstance(messages[-1], AssistantMessage):
+            messages = messages[:-1]  # what is being judged; it is a source once it has been answered
         shown = self._runs.get(state.run)
         if shown is None or not shown.is_of(messages):
             shown = self._runs[state.run] = _Shown()
