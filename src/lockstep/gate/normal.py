@@ -17,9 +17,9 @@ from functools import lru_cache
 _URL = r"[a-z][a-z0-9+.-]{1,15}://[^\s\"'<>`(){}\[\]|\\^,;]*[\w=&#%-]"
 _AMOUNT = r"(?:(?<![\w.)])-)?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w.])%?"
 _WORD = r"(?:(?<![\w.)])-(?=\d))?[^\W_]+(?:(?:[-_.@/+&%#~']|(?<=\d):(?=\d)){1,3}[^\W_]+)*(?:(?<=\d)%)?"
-_CHUNK = re.compile(rf"\n|{_AMOUNT}|{_WORD}")
-_CHUNK_OR_URL = re.compile(rf"\n|{_URL}|{_AMOUNT}|{_WORD}")
+_CHUNK = re.compile(rf"{_URL}|{_AMOUNT}|{_WORD}")
 PIECE = re.compile(r"[^\W_]+")
+_DIGIT = re.compile(r"\d")
 _LOOSE = re.compile(r"[^\W_]+(?:[-_' ]+[^\W_]+)*")
 _BEYOND_ASCII = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]{1,256}")
 """Normalised in pieces: sorting a long run of combining marks takes quadratic time."""
@@ -73,7 +73,32 @@ def _compatible(run: re.Match[str]) -> str:
 
 def chunks_of(folded: str) -> list[str]:
     """The chunks of a folded text in order; a line break is one as well."""
-    return (_CHUNK_OR_URL if "://" in folded else _CHUNK).findall(folded)
+    chunks: list[str] = []
+    for line in folded.split("\n"):
+        for word in line.split():
+            if word.isalnum():
+                chunks.append(word)
+            else:
+                chunks.extend(_chunks_in(word) if len(word) <= _MAX_FACT else _CHUNK.findall(word))
+        chunks.append("\n")
+    chunks.pop()
+    return chunks
+
+
+def pieces_of(words: Iterable[str]) -> frozenset[str]:
+    """The runs of letters and digits in these chunks."""
+    pieces: set[str] = set()
+    for word in words:
+        if word.isalnum():
+            pieces.add(word)
+        else:
+            pieces.update(PIECE.findall(word))
+    return frozenset(pieces)
+
+
+@lru_cache(maxsize=8192)
+def _chunks_in(word: str) -> list[str]:
+    return _CHUNK.findall(word)
 
 
 def is_loose(folded: str) -> bool:
@@ -116,6 +141,8 @@ def only_facts(folded: str) -> list[list[str]]:
 
     Midnight beside a date adds nothing to it and is left out.
     """
+    if not _DIGIT.search(folded):
+        return []
     readings: list[list[str]] = []
     end = 0
     for match in _FACT.finditer(folded):

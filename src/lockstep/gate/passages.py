@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts
+from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts, pieces_of
 from lockstep.values import Json
 
 MAX_CHARACTERS = 1 << 18
@@ -34,7 +34,7 @@ Hit = tuple[int, str]
 class Needle:
     """A value to look for, in the forms it is looked for in."""
 
-    __slots__ = ("facts", "folded", "form", "key", "loose", "number", "piece", "raw", "squashed")
+    __slots__ = ("beginnings", "facts", "folded", "form", "key", "loose", "number", "piece", "raw", "squashed")
 
     def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
         self.piece = piece
@@ -48,6 +48,8 @@ class Needle:
         squashed = "".join(pieces)
         identifier = len(squashed) >= _IDENTIFIER and len(squashed) <= 64 and any(c.isdigit() for c in squashed)
         self.squashed = squashed if identifier and "://" not in self.form and "@" not in self.form else ""
+        self.beginnings = frozenset(squashed[:length] for length in range(1, len(self.squashed) + 1))
+        """One of them stands wherever it is written in groups."""
         if isinstance(value, str):
             self.facts = only_facts(self.folded) if len(self.folded) <= 64 else []
         else:
@@ -72,10 +74,10 @@ class Passages:
         folded = fold_text("\n".join([raw.replace("\n", " ") for raw in self._raws]))[: 4 * MAX_CHARACTERS]
         chunks = chunks_of(folded)
         self._text = f" {' '.join(chunks)} "
+        self.size = len(self._text) + 100
+        """What looking for one value costs that may be here, in characters."""
         words = set(chunks)
-        self.pieces = frozenset(
-            piece for word in words for piece in ((word,) if word.isalnum() else PIECE.findall(word))
-        )
+        self.pieces = pieces_of(words)
         self._facts: dict[str, list[int]] = {}
         for passage, fact in facts_in(folded, chunks, words):
             places = self._facts.setdefault(fact, [])
@@ -94,11 +96,6 @@ class Passages:
             found = (place for place, each in enumerate(self.pointers) if not self._is_json or _below(each, wanted))
             known = self._marked[pointers] = frozenset(found)
         return known
-
-    def cost(self, needle: Needle) -> int:
-        """About how many characters looking for it reads: none of the text, when a word of it is not there."""
-        searches = not needle.form or needle.key in self.pieces or needle.squashed
-        return len(self._text) + 100 if searches else 100
 
     def find(self, needle: Needle) -> list[Hit]:
         """Where it stands, at most eight places: as it is, or in another writing of the same."""
@@ -151,7 +148,7 @@ class Passages:
 
     def _spaced(self, needle: Needle) -> list[Hit]:
         """An identifier in groups: `GB29 NWBK 6016 1331` for `GB29NWBK60161331`, and the other way round."""
-        if needle.squashed not in self._squashed:
+        if self.pieces.isdisjoint(needle.beginnings) or needle.squashed not in self._squashed:
             return []
         pattern = r"(?<![^ \n])" + r"[ _.\-/+]{0,2}".join(map(re.escape, needle.squashed)) + r"(?![^ \n])"
         found = re.search(pattern, self._text)
@@ -163,11 +160,11 @@ class Passages:
 
     @cached_property
     def _squashed(self) -> str:
-        return _NOT_SQUASHED.sub("", self._text)
+        return self._text.translate(_SQUASH)
 
 
 _LOOSE_TOKEN = re.compile(r"\n|[^\W_]+")
-_NOT_SQUASHED = re.compile(r"[^\w\n]+|_+")
+_SQUASH = {code: None for code in range(128) if not chr(code).isalnum() and chr(code) != "\n"}
 
 
 def _below(pointer: str, wanted: Sequence[Sequence[str]]) -> bool:

@@ -201,23 +201,23 @@ class _Tracer:
         places: list[tuple[int, int, int, int, str]] = []
         anywhere = bool(facts or needle.facts or needle.squashed or not needle.form)
         for number, each in enumerate(self.sources):
-            if not anywhere and needle.key not in each.pieces:
+            here = needle.key in each.pieces
+            if not (here or anywhere) or (each.ceiling <= best and len(places) >= MAX_REFS):
                 continue
-            if len(places) >= MAX_REFS and each.ceiling <= best:
-                continue
+            self.searched += each.passages.size if here or not needle.form else 100
             if self.searched > MAX_SEARCHED:
                 return _NOWHERE
-            self.searched += 100 if facts else each.passages.cost(needle)
             hits = each.passages.find_fact(facts) if facts else each.passages.find(needle)
             if not hits:
                 continue
             if each.source.kind == "argument":
                 before.setdefault(each.call, best)
             limit = before.get(each.call, RANK["user"]) if each.call else RANK["user"]
+            usual = min(each.rank, limit)
             for passage, how in hits:
-                rank = min(each.rank, limit, RANK["untrusted"] if passage in each.foreign else limit)
+                rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
                 places.append((rank, _QUALITY[how], -number, -passage, how))
-                best = max(best, rank)
+            best = max(best, max(places[-len(hits) :])[0])
         return self._best(places) if places else _NOWHERE
 
     def _best(self, places: list[tuple[int, int, int, int, str]]) -> _Found:

@@ -177,6 +177,8 @@ def _and_above(pointer: str) -> Iterator[str]:
 
 
 def _short(origin: Origin) -> Origin:
+    if len(origin.pointer) <= MAX_NAME and all(len(ref) <= MAX_NAME for ref in origin.refs):
+        return origin
     refs = tuple(ref if len(ref) <= MAX_NAME else f"{ref[:MAX_NAME]}…" for ref in origin.refs)
     return replace(origin, pointer=origin.pointer[:MAX_NAME], refs=refs)
 
