@@ -24,6 +24,7 @@ MAX_DEPTH = 250
 _MAX_HITS = 8
 _SHORT = 4
 _IDENTIFIER = 8
+_MAX_FACTUAL = 64
 _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 
@@ -34,26 +35,44 @@ Hit = tuple[int, str]
 class Needle:
     """A value to look for, in the forms it is looked for in."""
 
-    __slots__ = ("beginnings", "facts", "folded", "form", "key", "loose", "number", "piece", "raw", "squashed")
+    __slots__ = ("facts", "folded", "form", "loose", "marks", "number", "piece", "raw", "squashed")
 
     def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
         self.piece = piece
+        """Whether it is a word or two of a value, which is looked for without case."""
         self.number = not isinstance(value, str)
         self.raw = value if isinstance(value, str) else json.dumps(value)
         self.folded = fold_text(self.raw[:MAX_CHARACTERS])
-        self.form = " ".join(chunks_of(self.folded.replace("\n", " ")))
+        chunks = chunks_of(self.folded.replace("\n", " "))
+        self.form = " ".join(chunks)
         pieces = PIECE.findall(self.form)
-        self.key = max(pieces, key=len, default="")
-        self.loose = " ".join(pieces) if is_loose(self.form) else ""
-        squashed = "".join(pieces)
-        identifier = len(squashed) >= _IDENTIFIER and len(squashed) <= 64 and any(c.isdigit() for c in squashed)
-        self.squashed = squashed if identifier and "://" not in self.form and "@" not in self.form else ""
-        self.beginnings = frozenset(squashed[:length] for length in range(1, len(self.squashed) + 1))
-        """One of them stands wherever it is written in groups."""
+        self.loose = " ".join(pieces) if len(pieces) == len(chunks) or is_loose(self.form) else ""
+        self.squashed = _identifier(self.form, pieces)
         if isinstance(value, str):
-            self.facts = only_facts(self.folded) if len(self.folded) <= 64 else []
+            self.facts = only_facts(self.folded) if len(self.folded) <= _MAX_FACTUAL else []
         else:
             self.facts = [[number_fact(value)]]
+        self.marks = self._marks(max(pieces, key=len, default=""))
+
+    def _marks(self, longest: str) -> frozenset[str]:
+        """A text that it is found in has one of these: a word of it, what it comes to, the beginning of its groups."""
+        marks = {longest, *(self.squashed[:length] for length in range(1, len(self.squashed) + 1))}
+        if len(self.facts) == 1:
+            marks.update(with_any_year(self.facts[0]))
+        return frozenset(marks)
+
+
+def with_any_year(readings: Sequence[str]) -> list[str]:
+    """These facts, and of each date the one without its year."""
+    return [*readings, *(f"d:-{fact[6:]}" for fact in readings if fact[0] == "d")]
+
+
+def _identifier(form: str, pieces: Sequence[str]) -> str:
+    """The letters and digits of what may be written in groups, such as an account number; else empty."""
+    squashed = "".join(pieces)
+    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form:
+        return ""
+    return squashed if any(character.isdigit() for character in squashed) else ""
 
 
 class Passages:
@@ -77,12 +96,13 @@ class Passages:
         self.size = len(self._text) + 100
         """What looking for one value costs that may be here, in characters."""
         words = set(chunks)
-        self.pieces = pieces_of(words)
         self._facts: dict[str, list[int]] = {}
         for passage, fact in facts_in(folded, chunks, words):
             places = self._facts.setdefault(fact, [])
             if len(places) < _MAX_HITS and passage not in places:
                 places.append(passage)
+        self.marks = pieces_of(words).union(self._facts)
+        """Its words, without what joins them, and its facts."""
         self._marked: dict[tuple[str, ...], frozenset[int]] = {}
 
     def marked(self, pointers: tuple[str, ...]) -> frozenset[int]:
@@ -101,7 +121,7 @@ class Passages:
         """Where it stands, at most eight places: as it is, or in another writing of the same."""
         if not needle.form:
             return self._as_it_is(needle.raw)
-        hits = self._as_text(needle) if needle.key in self.pieces else []
+        hits = self._as_text(needle)
         if not hits and len(needle.facts) == 1:
             hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
         if not hits and needle.squashed:
@@ -148,7 +168,7 @@ class Passages:
 
     def _spaced(self, needle: Needle) -> list[Hit]:
         """An identifier in groups: `GB29 NWBK 6016 1331` for `GB29NWBK60161331`, and the other way round."""
-        if self.pieces.isdisjoint(needle.beginnings) or needle.squashed not in self._squashed:
+        if needle.squashed not in self._squashed:
             return []
         pattern = r"(?<![^ \n])" + r"[ _.\-/+]{0,2}".join(map(re.escape, needle.squashed)) + r"(?![^ \n])"
         found = re.search(pattern, self._text)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from lockstep.gate.normal import PIECE, chunks_of, fold_text
-from lockstep.gate.passages import Needle, Passages, scalars_of
+from lockstep.gate.passages import Needle, Passages, scalars_of, with_any_year
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -28,6 +29,7 @@ MAX_REFS = 4
 _MAX_CHUNKS = 40
 _MAX_PHRASE = 6
 _TRIVIAL = 10
+_USUAL = 200
 _GLUE = frozenset(
     {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "have", "her", "his", "in", "into", "is", "my"}
     | {"no", "of", "on", "or", "our", "per", "please", "re", "that", "the", "their", "this", "to", "via", "was", "will"}
@@ -123,7 +125,7 @@ class Prepared:
     source: Source
     call: str
     passages: Passages
-    pieces: frozenset[str]
+    marks: frozenset[str]
     rank: int
     ceiling: int
     """The best that finding a value here can make of it; of arguments, by what they say of their result."""
@@ -135,7 +137,7 @@ class Prepared:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
         rank = RANK[source.trust]
         ceiling = RANK["trusted"] if source.kind == "argument" else rank
-        return cls(source, source.call, passages, passages.pieces, rank, ceiling, foreign)
+        return cls(source, source.call, passages, passages.marks, rank, ceiling, foreign)
 
     def ref(self, passage: int) -> str:
         pointer = self.passages.pointers[passage]
@@ -174,7 +176,7 @@ class _Tracer:
         found = self.seen.get(key)
         if found is None:
             assert isinstance(value, (str, int, float))
-            needle = Needle(value)
+            needle = _needle(value) if type(value) is str and len(value) <= _USUAL else Needle(value)
             found = self._fold(needle)
             if not found.rank and isinstance(value, str):
                 found = self._facts(needle) or self._composed(needle) or found
@@ -199,12 +201,13 @@ class _Tracer:
         best = 0
         before: dict[str, int] = {}
         places: list[tuple[int, int, int, int, str]] = []
-        anywhere = bool(facts or needle.facts or needle.squashed or not needle.form)
+        marks = frozenset(with_any_year(facts)) if facts else needle.marks
         for number, each in enumerate(self.sources):
-            here = needle.key in each.pieces
-            if not (here or anywhere) or (each.ceiling <= best and len(places) >= MAX_REFS):
+            if marks.isdisjoint(each.marks) and needle.form:
                 continue
-            self.searched += each.passages.size if here or not needle.form else 100
+            if each.ceiling <= best and len(places) >= MAX_REFS:
+                continue
+            self.searched += each.passages.size
             if self.searched > MAX_SEARCHED:
                 return _NOWHERE
             hits = each.passages.find_fact(facts) if facts else each.passages.find(needle)
@@ -266,9 +269,14 @@ class _Tracer:
         key = (_Tracer, text)
         if key not in self.seen:
             self.seen[key] = (
-                _SCHEMA if len(text) <= 1 or text in self.known.values else self._fold(Needle(text, piece=True))
+                _SCHEMA if len(text) <= 1 or text in self.known.values else self._fold(_needle(text, piece=True))
             )
         return self.seen[key]
+
+
+@lru_cache(maxsize=4096)
+def _needle(text: str, *, piece: bool = False) -> Needle:
+    return Needle(text, piece=piece)
 
 
 _SCHEMA = _Found(RANK["trusted"], "schema", ())
