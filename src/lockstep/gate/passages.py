@@ -42,7 +42,7 @@ class Needle:
         """Whether it is a word or two of a value, which is looked for without case."""
         self.number = not isinstance(value, str)
         self.raw = value if isinstance(value, str) else json.dumps(value)
-        self.folded = fold_text(self.raw[:MAX_CHARACTERS])
+        self.folded = fold_text(self.raw)
         chunks = chunks_of(self.folded.replace("\n", " "))
         self.form = " ".join(chunks)
         pieces = PIECE.findall(self.form)

@@ -6,13 +6,13 @@ it more trusted: that a model wrote it before, and that a tool repeats what it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
 from lockstep.gate.normal import PIECE, chunks_of, fold_text
-from lockstep.gate.passages import Needle, Passages, scalars_of, with_any_year
+from lockstep.gate.passages import MAX_CHARACTERS, Needle, Passages, scalars_of, with_any_year
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -106,10 +106,13 @@ def trace(
         known: what the tool's definition says.
         passages: makes a text searchable; one that remembers gives the same origins sooner.
     """
-    return trace_prepared(arguments, [Prepared.of(source, passages(source.text)) for source in sources], known)
+    prepared = Prepared()
+    for source in sources:
+        prepared.add(source, passages(source.text))
+    return trace_prepared(arguments, prepared, known)
 
 
-def trace_prepared(arguments: JsonObject, sources: Sequence[Prepared], known: Known) -> tuple[Origin, ...]:
+def trace_prepared(arguments: JsonObject, sources: Prepared, known: Known) -> tuple[Origin, ...]:
     """As `trace`, with sources that were made searchable before."""
     tracer = _Tracer(sources, known)
     return tuple(
@@ -119,13 +122,10 @@ def trace_prepared(arguments: JsonObject, sources: Sequence[Prepared], known: Kn
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A source that can be searched."""
-
+class _Searchable:
     source: Source
     call: str
     passages: Passages
-    marks: frozenset[str]
     rank: int
     ceiling: int
     """The best that finding a value here can make of it; of arguments, by what they say of their result."""
@@ -133,15 +133,40 @@ class Prepared:
     """The passages that another party wrote."""
 
     @classmethod
-    def of(cls, source: Source, passages: Passages) -> Prepared:
+    def of(cls, source: Source, passages: Passages) -> _Searchable:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
         rank = RANK[source.trust]
         ceiling = RANK["trusted"] if source.kind == "argument" else rank
-        return cls(source, source.call, passages, passages.marks, rank, ceiling, foreign)
+        return cls(source, source.call, passages, rank, ceiling, foreign)
 
     def ref(self, passage: int) -> str:
         pointer = self.passages.pointers[passage]
         return f"{self.source.ref}#{pointer}" if pointer else self.source.ref
+
+
+class Prepared:
+    """Sources that can be searched, in the order the model saw them. More may be added."""
+
+    __slots__ = ("_by_mark", "prepared")
+
+    def __init__(self) -> None:
+        self.prepared: list[_Searchable] = []
+        self._by_mark: dict[str, list[int]] = {}
+
+    def add(self, source: Source, passages: Passages) -> bool:
+        """Add the next source; says whether anything in it is untrusted."""
+        made = _Searchable.of(source, passages)
+        for mark in passages.marks:
+            self._by_mark.setdefault(mark, []).append(len(self.prepared))
+        self.prepared.append(made)
+        return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+
+    def with_any(self, marks: Collection[str]) -> Sequence[int]:
+        """Which sources have one of these words or facts, in order."""
+        lists = [found for mark in marks if (found := self._by_mark.get(mark))]
+        if len(lists) < 2:
+            return lists[0] if lists else ()
+        return sorted({number for found in lists for number in found})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +185,7 @@ _NOWHERE = _Found(0, "none", ())
 class _Tracer:
     """One call's worth of looking; remembers what it looked for, and how much it has searched."""
 
-    sources: Sequence[Prepared]
+    sources: Prepared
     known: Known
     searched: int = 0
     seen: dict[tuple[type, object], _Found] = field(default_factory=dict)
@@ -172,6 +197,8 @@ class _Tracer:
     def _found(self, value: object) -> _Found:
         if self._trivial(value):
             return _SCHEMA
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            return _NOWHERE
         key = (type(value), value)
         found = self.seen.get(key)
         if found is None:
@@ -201,10 +228,9 @@ class _Tracer:
         best = 0
         before: dict[str, int] = {}
         places: list[tuple[int, int, int, int, str]] = []
-        marks = frozenset(with_any_year(facts)) if facts else needle.marks
-        for number, each in enumerate(self.sources):
-            if marks.isdisjoint(each.marks) and needle.form:
-                continue
+        marks = with_any_year(facts) if facts else needle.marks
+        for number in self.sources.with_any(marks) if needle.form else range(len(self.sources.prepared)):
+            each = self.sources.prepared[number]
             if each.ceiling <= best and len(places) >= MAX_REFS:
                 continue
             self.searched += each.passages.size
@@ -228,7 +254,7 @@ class _Tracer:
         rank, how = places[0][0], places[0][-1]
         refs: dict[str, None] = {}
         for _, _, number, passage, _ in places:
-            refs[self.sources[-number].ref(-passage)] = None
+            refs[self.sources.prepared[-number].ref(-passage)] = None
             if len(refs) == MAX_REFS:
                 break
         return _Found(rank, how if rank else "none", tuple(refs))
@@ -253,16 +279,19 @@ class _Tracer:
         return _together(list(self._phrases(chunks, glue)))
 
     def _phrases(self, chunks: list[str], glue: list[bool]) -> Iterator[_Found]:
+        """The longest runs of words that stand somewhere together, from left to right."""
         at = 0
         while at < len(chunks):
-            for length in range(min(_MAX_PHRASE, len(chunks) - at), 0, -1):
-                if length == 1 and glue[at]:
+            longest = self._phrase(chunks[at : at + 1])
+            end = at + 1
+            while longest.rank and end < min(at + _MAX_PHRASE, len(chunks)):
+                longer = self._phrase(chunks[at : end + 1])
+                if not longer.rank:
                     break
-                found = self._phrase(chunks[at : at + length])
-                if found.rank or length == 1:
-                    yield found
-                    break
-            at += length
+                longest, end = longer, end + 1
+            if end > at + 1 or not glue[at]:
+                yield longest
+            at = end
 
     def _phrase(self, chunks: list[str]) -> _Found:
         text = " ".join(chunks)

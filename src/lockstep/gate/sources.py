@@ -70,7 +70,7 @@ class _Shown:
     """What the model of one run was shown so far."""
 
     messages: list[Message] = field(default_factory=list)
-    prepared: list[Prepared] = field(default_factory=list)
+    prepared: Prepared = field(default_factory=Prepared)
     read_untrusted: bool = False
     prefix: str = ""
     runs: int = 0
@@ -111,15 +111,13 @@ class Tracing:
         if shown is None or not shown.is_of(messages):
             shown = self._runs[state.run] = _Shown()
             system = Source(ref="system", kind="system", trust="system", text=self._agent.system)
-            shown.prepared.append(Prepared.of(system, self._passages(system.text)))
+            shown.prepared.add(system, self._passages(system.text))
         self._runs.move_to_end(state.run)
         if len(self._runs) > _KEPT_RUNS:
             self._runs.popitem(last=False)
         for message in messages[len(shown.messages) :]:
             for source in self._sources(state, shown, message):
-                prepared = Prepared.of(source, self._passages(source.text))
-                shown.prepared.append(prepared)
-                foreign = source.trust == "untrusted" or (source.kind == "tool" and bool(prepared.foreign))
+                foreign = shown.prepared.add(source, self._passages(source.text))
                 shown.read_untrusted = shown.read_untrusted or foreign
             shown.messages.append(message)
         return shown

@@ -266,7 +266,9 @@ def test_ten_thousand_scalars_are_bounded_and_the_rest_is_grounded_in_nothing() 
     assert {(each.how, each.trust) for each in got[MAX_SCALARS:]} == {("none", "none")}
 
 
-def test_text_beyond_the_limit_is_no_source() -> None:
+def test_text_beyond_the_limit_is_no_source_and_a_value_beyond_it_is_not_found() -> None:
+    long = "x " * (MAX_CHARACTERS // 2)
+    assert found(long + "ACME-4411", user(long + "ACME-4411")) == ("none", "none")
     assert found("ACME-4411", user("x " * (MAX_CHARACTERS // 2) + "ACME-4411")) == ("none", "none")
 
 
