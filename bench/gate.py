@@ -7,6 +7,8 @@ little; no journal, since its fsync is not the gate's.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +57,7 @@ def main() -> int:
     for name, limit in TARGETS.items():
         met = figures[name] <= limit
         print(f"{'ok  ' if met else 'MISS'} {name.removesuffix('_max'):75} {figures[name]:8.3f}  at most {limit:g}")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, Python {platform.python_version()}")
     return 0 if all(figures[name] <= limit for name, limit in TARGETS.items()) else 1
 
 
@@ -123,7 +126,7 @@ def begun(agent: LockedAgent) -> State:
 def with_reply(state: State, step: int) -> State:
     state = apply(state, ev.ContextBuilt(step=step, digest=Digest("0" * 64)), 1)
     call = asked(step)
-    wanted = ev.Asked(id=call.id, provider_id="p", name=call.name, arguments=call.arguments)
+    wanted = ev.Asked(id=call.id, provider_id=f"call_{step}", name=call.name, arguments=call.arguments)
     return apply(state, ev.ModelReplied(step=step, calls=(wanted,)), 1)
 
 
@@ -156,7 +159,9 @@ def asked(step: int) -> CallState:
         "title": "Flight London to New York",
         "request_id": f"req-{step}-{step * 7919}",
     }
-    return CallState(id=f"{step}.0", provider_id="p", name="book", arguments=json.dumps(arguments), asked_at_ms=1)
+    return CallState(
+        id=f"{step}.0", provider_id=f"call_{step}", name="book", arguments=json.dumps(arguments), asked_at_ms=1
+    )
 
 
 def travel_agent() -> LockedAgent:

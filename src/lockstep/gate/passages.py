@@ -21,7 +21,7 @@ MAX_CHARACTERS = 1 << 18
 MAX_PASSAGES = 20_000
 MAX_DEPTH = 250
 """More than arguments may have."""
-_MAX_HITS = 8
+MAX_HITS = 8
 _SHORT = 4
 _IDENTIFIER = 8
 _MAX_FACTUAL = 64
@@ -99,7 +99,7 @@ class Passages:
         self._facts: dict[str, list[int]] = {}
         for passage, fact in facts_in(folded, chunks, words):
             places = self._facts.setdefault(fact, [])
-            if len(places) < _MAX_HITS and passage not in places:
+            if len(places) < MAX_HITS and passage not in places:
                 places.append(passage)
         self.marks = pieces_of(words).union(self._facts)
         """Its words, without what joins them, and its facts."""
@@ -117,11 +117,11 @@ class Passages:
             known = self._marked[pointers] = frozenset(found)
         return known
 
-    def find(self, needle: Needle) -> list[Hit]:
-        """Where it stands, at most eight places: as it is, or in another writing of the same."""
+    def find(self, needle: Needle, limit: int = MAX_HITS) -> list[Hit]:
+        """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
         if not needle.form:
             return self._as_it_is(needle.raw)
-        hits = self._as_text(needle)
+        hits = self._as_text(needle, limit)
         if not hits and len(needle.facts) == 1:
             hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
         if not hits and needle.squashed:
@@ -131,18 +131,18 @@ class Passages:
     def _as_it_is(self, raw: str) -> list[Hit]:
         """Of a text without letters and digits no other writing is looked for."""
         held = (place for place, each in enumerate(self._raws) if raw in each)
-        return [(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, _MAX_HITS)]
+        return [(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, MAX_HITS)]
 
     def find_fact(self, readings: Sequence[str]) -> list[Hit]:
         """Where one of these facts is said."""
         return [(passage, "normalised") for passage in self._with_fact(readings)]
 
-    def _as_text(self, needle: Needle) -> list[Hit]:
+    def _as_text(self, needle: Needle, limit: int) -> list[Hit]:
         if needle.number:
             return []
-        found = [self._text_hit(needle, at) for at in _places(self._text, f" {needle.form} ")]
+        found = [self._text_hit(needle, at) for at in _places(self._text, f" {needle.form} ", limit)]
         if needle.loose and not found:
-            found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ")]
+            found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ", limit)]
         if len(needle.form) < _SHORT and not needle.piece:
             return [hit for hit in found if hit[1] != "normalised"]  # `US` is not in "contact us"
         return found
@@ -164,7 +164,7 @@ class Passages:
         found = [passage for fact in readings for passage in self._facts.get(fact, ())]
         if not found:  # a date without its year may be that of any year
             found = [p for fact in readings if fact[0] == "d" for p in self._facts.get(f"d:-{fact[6:]}", ())]
-        return list(dict.fromkeys(found))[:_MAX_HITS]
+        return list(dict.fromkeys(found))[:MAX_HITS]
 
     def _spaced(self, needle: Needle) -> list[Hit]:
         """An identifier in groups: `GB29 NWBK 6016 1331` for `GB29NWBK60161331`, and the other way round."""
@@ -195,14 +195,16 @@ def _below(pointer: str, wanted: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _places(text: str, wanted: str) -> list[int]:
-    """The passages of a text that hold these words, in order."""
+def _places(text: str, wanted: str, limit: int) -> list[int]:
+    """The first passages of a text that hold these words, in order."""
     passages: list[int] = []
     at, line, counted = text.find(wanted), 0, 0
-    while at >= 0 and len(passages) < _MAX_HITS:
+    while at >= 0:
         line += text.count("\n", counted, at)
         counted = at
         passages.append(line)
+        if len(passages) == limit:
+            break
         after = text.find("\n", at + len(wanted) - 1)
         at = text.find(wanted, after) if after >= 0 else -1
     return passages

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 from lockstep.gate.normal import PIECE, chunks_of, fold_text
-from lockstep.gate.passages import MAX_CHARACTERS, Needle, Passages, scalars_of, with_any_year
+from lockstep.gate.passages import MAX_CHARACTERS, MAX_HITS, Needle, Passages, scalars_of, with_any_year
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -236,13 +236,13 @@ class _Tracer:
             self.searched += each.passages.size
             if self.searched > MAX_SEARCHED:
                 return _NOWHERE
-            hits = each.passages.find_fact(facts) if facts else each.passages.find(needle)
+            limit = 1 if each.source.kind == "argument" else MAX_HITS
+            hits = each.passages.find_fact(facts) if facts else each.passages.find(needle, limit)
             if not hits:
                 continue
             if each.source.kind == "argument":
                 before.setdefault(each.call, best)
-            limit = before.get(each.call, RANK["user"]) if each.call else RANK["user"]
-            usual = min(each.rank, limit)
+            usual = min(each.rank, before.get(each.call, each.rank)) if each.call else each.rank
             for passage, how in hits:
                 rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
                 places.append((rank, _QUALITY[how], -number, -passage, how))
