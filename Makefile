@@ -15,7 +15,7 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench bench-sandboxes airline hostile relock clean
+.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline hostile relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ bench:  ## speed and memory, side by side with the peers
 bench-sandboxes:  ## sandboxed calls, warm, cold and many, beside bubblewrap and a plain subprocess
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python bench/sandboxes.py
+
+bench-gate:  ## what the gate costs a call: schema, provenance, receipts and policy
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python bench/gate.py
 
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev

@@ -273,8 +273,9 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
         exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", *_REPEATS},
         by_alias=True,
     )
-    if not source.secrets:
-        del settings["secrets"]
+    for name in ("secrets", "untrusted_fields"):
+        if not settings[name]:
+            del settings[name]
     tier = spec.policy.tier(source)
     settings["isolation"] = tier.value
     if (instead := spec.policy.stand_in(tier)) is not None:

@@ -42,6 +42,9 @@ class LockedTool:
     code: Mapping[str, Digest]
     secrets: tuple[SecretSection, ...] = ()
     repeats: Repeats = _NOTHING_SAID
+    output_trust: str | None = None
+    untrusted_fields: tuple[str, ...] = ()
+    """JSON pointers, with `*` for every item, to what another party wrote in a trusted result."""
 
     @property
     def once_only(self) -> bool:
@@ -53,6 +56,14 @@ class LockedTool:
     def retries(self) -> int:
         """Attempts after the first that infrastructure may make at one call; none where a repeat does harm."""
         return 0 if self.effect is Effect.ONCE else self.repeats.retries
+
+    @property
+    def output_trusted(self) -> bool:
+        """As declared; else whether the tool says that its world is closed, which MCP takes for open if it does not."""
+        if self.output_trust is not None:
+            return self.output_trust == "trusted"
+        annotations = self.definition.get("annotations")
+        return isinstance(annotations, Mapping) and annotations.get("openWorldHint") is False
 
     @property
     def input_schema(self) -> JsonObject:
@@ -148,6 +159,8 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         code=value["code"],
         secrets=tuple(SecretSection(**secret) for secret in value.get("secrets", ())),
         repeats=_repeats(value),
+        output_trust=value.get("output_trust"),
+        untrusted_fields=tuple(value.get("untrusted_fields", ())),
     )
 
 

@@ -168,6 +168,10 @@ class ToolSource(_Section):
     """Whether nobody vouches for this code: it then needs the tier of `policy.untrusted`."""
     lifetime: Literal["call", "run"] = "call"
     """How long a sandbox lives: one call, or for a server with state, one run."""
+    output_trust: Literal["trusted", "untrusted"] | None = None
+    """Whether results are as good as the operator's own words; absent, only those of tools in a closed world are."""
+    untrusted_fields: tuple[Pointer, ...] = ()
+    """What another party wrote inside a trusted result that is JSON; `*` is every item of an array."""
     egress: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretSection, ...] = ()

@@ -77,8 +77,16 @@ def argument_types(input_schema: JsonObject) -> ArgumentTypes:
     return ArgumentTypes(record=found if isinstance(found, Record) else Record({}), left_out=reader.left_out)
 
 
+_PROVENANCE = Record(
+    {
+        **{name: Attribute(SetOf(Scalar.STRING)) for name in ("untrusted", "ungrounded", "user", "trusted")},
+        "read_untrusted": Attribute(Scalar.BOOLEAN),
+    }
+)
+
+
 def context_type(arguments: Record) -> Record:
-    """The `context` of a request: the arguments, the effect class, the session and the run so far."""
+    """The `context` of a request: the arguments, the effect class, the session, the run so far, and where from."""
     run = {
         "steps": Attribute(Scalar.LONG),
         "calls": Attribute(Scalar.LONG),
@@ -90,6 +98,7 @@ def context_type(arguments: Record) -> Record:
             "effect": Attribute(Scalar.STRING),
             "session": Attribute(Scalar.STRING),
             "run": Attribute(Record(run)),
+            "provenance": Attribute(_PROVENANCE),
         }
     )
 

@@ -1,8 +1,9 @@
 """The gate: judges every tool call and mints the permits. It never executes.
 
-In order: the tool is in the lock; the arguments are valid; the call is not one that must not be repeated; the budget
-has room; Cedar policy allows it, asks a person, or (by default) denies. That the tool's live definition matches its
-pin is checked where the definition is seen: in the sandbox, before the call is sent.
+In order: the tool is in the lock; the arguments are valid, and each is traced to where it came from; the call is not
+one that must not be repeated; the budget has room; Cedar policy allows it, asks a person, or (by default) denies. That
+the tool's live definition matches its pin is checked where the definition is seen: in the sandbox, before the call is
+sent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lockstep.gate.effects import (
 )
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
+from lockstep.gate.sources import Provenance, Tracing
 from lockstep.journal.events import CallJudged
 from lockstep.kernel.state import CallState, Phase, State
 from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, now_ms
@@ -54,6 +56,7 @@ class Gate:
         self._policies = policies
         self._arguments = ArgumentChecker({name: tool.input_schema for name, tool in agent.tools.items()})
         self._mint = PermitMint()
+        self._tracing = Tracing(agent)
 
     def judge(self, state: State, call: CallState) -> CallJudged:
         """The verdict on a call the model asked for; every reason is in it."""
@@ -67,6 +70,20 @@ class Gate:
         except Malformed as problem:
             note = f"Invalid arguments for {tool.name}: {problem}. Correct them and call again."
             return _invalid(call, "tool_args_malformed", note)
+        provenance = self._tracing.of_call(state, tool.name, arguments.value)
+        origins, left_out = provenance.recorded()
+        verdict = self._judge_valid(state, call, tool, arguments, again, provenance)
+        return replace(verdict, origins=origins, origins_left_out=left_out)
+
+    def _judge_valid(
+        self,
+        state: State,
+        call: CallState,
+        tool: LockedTool,
+        arguments: Arguments,
+        again: bool,
+        provenance: Provenance,
+    ) -> CallJudged:
         digest = _call_digest(state, call, tool, arguments)
         key = effect_key(state, self.agent.name, tool, arguments) if tool.once_only else ""
         done = standing(state, key) if key else None
@@ -76,7 +93,7 @@ class Gate:
             return _repeated(call, tool, digest, "", emitted)
         if (over := self._over_budget(state, tool)) is not None:
             return _denied(call, tool, digest, "budget", (over,))
-        judged = self._by_policy(state, call, tool, arguments, digest)
+        judged = self._by_policy(state, call, tool, arguments, digest, provenance)
         if judged.verdict == "deny":
             return judged
         window_s = tool.repeats.window_s
@@ -133,7 +150,8 @@ class Gate:
             raise PermitError(f"{asked.name} cannot be asked about this call: {problem}.") from problem
         probing = replace(call, id=f"{call.id}?{call.probes + 1}", name=asked.name)
         digest = _call_digest(state, probing, asked, question)
-        judged = self._by_policy(state, probing, asked, question, digest)
+        provenance = self._tracing.of_call(state, asked.name, value)
+        judged = self._by_policy(state, probing, asked, question, digest, provenance)
         if judged.verdict != "allow":
             raise PermitError(f"Policy does not allow {asked.name}: {'; '.join(judged.reasons)}")
         permit = self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS)
@@ -158,7 +176,13 @@ class Gate:
         return None
 
     def _by_policy(
-        self, state: State, call: CallState, tool: LockedTool, arguments: Arguments, digest: Digest
+        self,
+        state: State,
+        call: CallState,
+        tool: LockedTool,
+        arguments: Arguments,
+        digest: Digest,
+        provenance: Provenance,
     ) -> CallJudged:
         decision = self._policies.decide(
             PolicyRequest(
@@ -172,6 +196,7 @@ class Gate:
                 steps=state.totals.steps,
                 calls=state.totals.calls,
                 cost_usd=state.totals.cost_usd,
+                provenance=provenance.context,
             )
         )
         if decision.verdict == "deny":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -38,6 +38,8 @@ class PolicyRequest:
     calls: int
     cost_usd: Decimal | None
     """None is unknown: the attribute `context.run.cost_usd` is then absent."""
+    provenance: Callable[[], JsonObject] | None = None
+    """Gives `context.provenance`, and is called only where a policy reads of it; without it such a policy denies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,17 +123,20 @@ class Policies:
             if not text.isascii() and not is_unicode(text):
                 raise Unmappable("the name of the principal, the tool or the agent is not Unicode text")
         run = {"steps": request.steps, "calls": request.calls, "cost_usd": cost_to_decimal(request.cost_usd)}
-        context = {
+        context: dict[str, Any] = {
             "arguments": request.arguments,
             "effect": request.effect,
             "session": request.session,
             "run": run,
         }
+        declared = self._context_type(request.tool, request.input_schema)
+        if request.provenance is not None and "provenance" in declared.attributes:
+            context["provenance"] = request.provenance()
         return {
             "principal": {"type": "User", "id": request.principal},
             "action": {"type": "Action", "id": request.tool},
             "resource": {"type": "Agent", "id": request.agent},
-            "context": json.dumps(to_cedar(context, self._context_type(request.tool, request.input_schema))),
+            "context": json.dumps(to_cedar(context, declared)),
         }
 
     def _context_type(self, tool: str, input_schema: JsonObject) -> Record:

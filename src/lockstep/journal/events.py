@@ -100,6 +100,20 @@ class ModelFailed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where one scalar of a call's arguments came from."""
+
+    pointer: str
+    """RFC 6901, into the arguments."""
+    how: str
+    """`exact`, `part` (of a text), `normalised`, `composed` (of pieces), `schema` (the tool's own) or `none`."""
+    trust: str
+    """Of its best source: `user`, `system`, `trusted`, `untrusted` or `none`."""
+    refs: tuple[str, ...] = ()
+    """The sources, best first: `input`, `system`, `2.0/result#/offers/1/price_usd`, `RUN/2.0/result`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CallJudged:
     """The gate's verdict on one call: `allow`, `deny`, `ask`, or `invalid` (`error_type` says how)."""
 
@@ -127,6 +141,10 @@ class CallJudged:
     """Terms of earlier receipts that this call ends when it succeeds (`released_by`)."""
     again: bool = False
     """A deliberate repeat of a call that was made."""
+    origins: tuple[Origin, ...] = ()
+    """Of each argument, in order; none for an invalid call."""
+    origins_left_out: int = 0
+    """How many more there were. What is kept then is what is trusted least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

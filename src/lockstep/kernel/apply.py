@@ -60,6 +60,7 @@ def _run_started(state: State, event: ev.RunStarted, at_ms: int) -> _Changes:
         "session": event.session,
         "principal": event.principal,
         "input": event.input,
+        "previous": event.previous,
         "unlocked": event.unlocked,
         "approve": event.approve,
         "started_at_ms": at_ms,

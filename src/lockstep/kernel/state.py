@@ -141,6 +141,8 @@ class State:
     session: str = ""
     principal: str = ""
     input: str = ""
+    previous: tuple[RunId, ...] = ()
+    """The earlier runs that the transcript begins with, oldest first."""
     unlocked: bool = False
     approve: str = "ask"
     started_at_ms: int = 0

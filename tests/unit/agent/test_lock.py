@@ -297,3 +297,17 @@ def test_where_a_secret_comes_from_is_locked_and_its_value_is_not(clerk: Clerk) 
     (secret,) = locked_agent(lock).tools["pay"].secrets
     assert (secret.env, secret.source, secret.host, secret.header) == ("KEY", "env:KEY", "127.0.0.1:9", "Authorization")
     assert "secrets" not in lock.tools()["look"]
+
+
+def test_what_is_said_about_results_is_locked_and_a_tool_of_which_nothing_is_said_keeps_its_digest(
+    clerk: Clerk,
+) -> None:
+    before = clerk.lock()
+    assert {"output_trust", "untrusted_fields"}.isdisjoint(before.tools()["pay"])
+    in_toml("timeout_s = 20", 'timeout_s = 20\noutput_trust = "trusted"\nuntrusted_fields = ["/a/*/b"]')(clerk)
+    lock = from_text(to_text(clerk.lock()), "agent.lock")
+    pay, look = locked_agent(lock).tools["pay"], locked_agent(lock).tools["look"]
+    assert (pay.output_trust, pay.output_trusted, pay.untrusted_fields) == ("trusted", True, ("/a/*/b",))
+    assert (look.output_trust, look.untrusted_fields) == (None, ())
+    assert "tools: tool pay" in differing_parts(before, lock)
+    assert "tools: tool look" not in differing_parts(before, lock)

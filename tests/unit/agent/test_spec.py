@@ -218,3 +218,16 @@ def test_a_built_in_is_untrusted_and_changes_nothing_when_its_entry_does_not_say
     (tmp_path / "agent.toml").write_text(WHOLE.replace('python = "b.py"\neffect = "once"', 'builtin = "python"'))
     source = load_spec(tmp_path).tools[1]
     assert (source.builtin, source.untrusted, source.effect.value) == ("python", True, "read")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('output_trust = "maybe"', "`tools[1].output_trust`"),
+        ('untrusted_fields = [""]', "it must be a JSON pointer"),
+        ('untrusted_fields = ["/a~b"]', "is '/a~b': in a JSON pointer, ~ stands only in ~0 and ~1"),
+    ],
+    ids=["label", "empty", "escape"],
+)
+def test_a_mistake_in_what_is_said_about_results_is_named(tmp_path: Path, line: str, said: str) -> None:
+    assert said in problem(tmp_path, WHOLE.replace('effect = "once"', line))

@@ -443,3 +443,33 @@ def test_the_paths_a_condition_reads_are_never_too_few(condition: str, paths: se
     (policy,) = Policies.parse({"p.cedar": text}).policies
     assert policy.reads == paths
     assert paths_read([]) == frozenset()
+
+
+# Provenance
+
+
+def test_policies_that_read_provenance_are_checked_when_an_agent_is_locked() -> None:
+    sound = """@id("x") forbid(principal, action, resource)
+    when { context.provenance.untrusted.containsAny(["/to", "/a/*/b"]) && context.provenance.read_untrusted };"""
+    assert problems(PERMIT_ALL + sound) == ()
+    (wrong,) = problems(PERMIT_ALL + sound.replace("untrusted.contains", "tainted.contains"))
+    assert "reads `context.provenance.tainted`, which the tools `book` and `search` do not have" in wrong
+    (mistyped,) = problems(PERMIT_ALL + sound.replace("context.provenance.read_untrusted", "context.provenance.user"))
+    assert "p.cedar:2, policy `x`" in mistyped
+
+
+def test_provenance_is_made_only_where_a_policy_reads_it_and_without_it_such_a_policy_denies() -> None:
+    made = []
+
+    def provenance() -> dict[str, Any]:
+        made.append(1)
+        return {"untrusted": ["/to"], "ungrounded": [], "user": [], "trusted": [], "read_untrusted": True}
+
+    assert decide(PERMIT_ALL, booking(1), provenance=provenance).verdict == "allow"
+    assert made == []
+    reads = PERMIT_ALL + 'forbid(principal, action, resource) when { context.provenance.user.contains("/x") };'
+    assert decide(reads, booking(1), provenance=provenance).verdict == "allow"
+    assert made == [1]
+    denied = decide(reads, booking(1))
+    assert denied.verdict == "deny"
+    assert "`provenance` is not present" in denied.reasons[0]

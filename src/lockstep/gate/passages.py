@@ -1,0 +1,281 @@
+"""One text, prepared once for being searched: its passages, their normal form, and the facts in them.
+
+A text that is JSON has a passage for each scalar, with an RFC 6901 pointer; any other text is one passage. Pure: what
+is prepared depends on the text alone, so it may be kept or made again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts, pieces_of
+from lockstep.values import Json
+
+MAX_CHARACTERS = 1 << 18
+"""Of one text; what stands after that is no source of anything."""
+MAX_PASSAGES = 20_000
+MAX_DEPTH = 250
+"""More than arguments may have."""
+MAX_HITS = 8
+_SHORT = 4
+_IDENTIFIER = 8
+_MAX_FACTUAL = 64
+_ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
+
+
+Hit = tuple[int, str]
+"""A passage that a value stands in, and how: `exact`, `part` or `normalised`."""
+
+
+class Needle:
+    """A value to look for, in the forms it is looked for in."""
+
+    __slots__ = ("facts", "folded", "form", "loose", "marks", "number", "piece", "raw", "squashed")
+
+    def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
+        self.piece = piece
+        """Whether it is a word or two of a value, which is looked for without case."""
+        self.number = not isinstance(value, str)
+        self.raw = value if isinstance(value, str) else json.dumps(value)
+        self.folded = fold_text(self.raw)
+        chunks = chunks_of(self.folded.replace("\n", " "))
+        self.form = " ".join(chunks)
+        pieces = PIECE.findall(self.form)
+        self.loose = " ".join(pieces) if len(pieces) == len(chunks) or is_loose(self.form) else ""
+        self.squashed = _identifier(self.form, pieces)
+        if isinstance(value, str):
+            self.facts = only_facts(self.folded) if len(self.folded) <= _MAX_FACTUAL else []
+        else:
+            self.facts = [[number_fact(value)]]
+        self.marks = self._marks(max(pieces, key=len, default=""))
+
+    def _marks(self, longest: str) -> frozenset[str]:
+        """A text that it is found in has one of these: a word of it, what it comes to, the beginning of its groups."""
+        marks = {longest, *(self.squashed[:length] for length in range(1, len(self.squashed) + 1))}
+        if len(self.facts) == 1:
+            marks.update(with_any_year(self.facts[0]))
+        return frozenset(marks)
+
+
+def with_any_year(readings: Sequence[str]) -> list[str]:
+    """These facts, and of each date the one without its year."""
+    return [*readings, *(f"d:-{fact[6:]}" for fact in readings if fact[0] == "d")]
+
+
+def _identifier(form: str, pieces: Sequence[str]) -> str:
+    """The letters and digits of what may be written in groups, such as an account number; else empty."""
+    squashed = "".join(pieces)
+    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form:
+        return ""
+    return squashed if any(character.isdigit() for character in squashed) else ""
+
+
+class Passages:
+    """A text as it can be searched. `pointers[i]` is where passage `i` stands in the JSON, empty for plain text."""
+
+    def __init__(self, text: str) -> None:
+        cut = text[:MAX_CHARACTERS]
+        scalars = _scalars(text) if len(text) <= MAX_CHARACTERS else None
+        self._is_json = scalars is not None
+        if scalars is None:
+            self.pointers: Sequence[str] = ("",)
+            self._raws: Sequence[str] = (cut,)
+            self._numbers: Sequence[bool] = (False,)
+        else:
+            self.pointers = [pointer for pointer, _, _ in scalars]
+            self._raws = [raw for _, raw, _ in scalars]
+            self._numbers = [number for _, _, number in scalars]
+        folded = fold_text("\n".join([raw.replace("\n", " ") for raw in self._raws]))[: 4 * MAX_CHARACTERS]
+        chunks = chunks_of(folded)
+        self._text = f" {' '.join(chunks)} "
+        self.size = len(self._text) + 100
+        """What looking for one value costs that may be here, in characters."""
+        words = set(chunks)
+        self._facts: dict[str, list[int]] = {}
+        for passage, fact in facts_in(folded, chunks, words):
+            places = self._facts.setdefault(fact, [])
+            if len(places) < MAX_HITS and passage not in places:
+                places.append(passage)
+        self.marks = pieces_of(words).union(self._facts)
+        """Its words, without what joins them, and its facts."""
+        self._marked: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def marked(self, pointers: tuple[str, ...]) -> frozenset[int]:
+        """The passages at or below these pointers, in which `*` is any one step.
+
+        Of a text that is not JSON it is the whole: nobody can tell which part of it is whose.
+        """
+        known = self._marked.get(pointers)
+        if known is None:
+            wanted = [tuple(pointer.split("/")[1:]) for pointer in pointers]
+            found = (place for place, each in enumerate(self.pointers) if not self._is_json or _below(each, wanted))
+            known = self._marked[pointers] = frozenset(found)
+        return known
+
+    def find(self, needle: Needle, limit: int = MAX_HITS) -> list[Hit]:
+        """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
+        if not needle.form:
+            return self._as_it_is(needle.raw)
+        hits = self._as_text(needle, limit)
+        if not hits and len(needle.facts) == 1:
+            hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
+        if not hits and needle.squashed:
+            hits = self._spaced(needle)
+        return hits
+
+    def _as_it_is(self, raw: str) -> list[Hit]:
+        """Of a text without letters and digits no other writing is looked for."""
+        held = (place for place, each in enumerate(self._raws) if raw in each)
+        return [(place, "exact" if self._raws[place] == raw else "part") for place in islice(held, MAX_HITS)]
+
+    def find_fact(self, readings: Sequence[str]) -> list[Hit]:
+        """Where one of these facts is said."""
+        return [(passage, "normalised") for passage in self._with_fact(readings)]
+
+    def _as_text(self, needle: Needle, limit: int) -> list[Hit]:
+        if needle.number:
+            return []
+        found = [self._text_hit(needle, at) for at in _places(self._text, f" {needle.form} ", limit)]
+        if needle.loose and not found:
+            found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ", limit)]
+        if len(needle.form) < _SHORT and not needle.piece:
+            return [hit for hit in found if hit[1] != "normalised"]  # `US` is not in "contact us"
+        return found
+
+    def _text_hit(self, needle: Needle, passage: int) -> Hit:
+        raw = self._raws[passage]
+        if raw == needle.raw:
+            return (passage, "exact")
+        return (passage, "part" if needle.raw in raw else "normalised")
+
+    def _fact_hit(self, needle: Needle, passage: int) -> Hit:
+        raw = self._raws[passage]
+        if needle.number and self._numbers[passage]:
+            return (passage, "exact")
+        literal = re.search(rf"(?<![\w.]){re.escape(needle.raw)}(?![\w]|\.\d)", raw) if needle.number else None
+        return (passage, "part" if literal else "normalised")
+
+    def _with_fact(self, readings: Sequence[str]) -> list[int]:
+        found = [passage for fact in readings for passage in self._facts.get(fact, ())]
+        if not found:  # a date without its year may be that of any year
+            found = [p for fact in readings if fact[0] == "d" for p in self._facts.get(f"d:-{fact[6:]}", ())]
+        return list(dict.fromkeys(found))[:MAX_HITS]
+
+    def _spaced(self, needle: Needle) -> list[Hit]:
+        """An identifier in groups: `GB29 NWBK 6016 1331` for `GB29NWBK60161331`, and the other way round."""
+        if needle.squashed not in self._squashed:
+            return []
+        pattern = r"(?<![^ \n])" + r"[ _.\-/+]{0,2}".join(map(re.escape, needle.squashed)) + r"(?![^ \n])"
+        found = re.search(pattern, self._text)
+        return [(self._text.count("\n", 0, found.start()), "normalised")] if found else []
+
+    @cached_property
+    def _loose(self) -> str:
+        return f" {' '.join(_LOOSE_TOKEN.findall(self._text))} "
+
+    @cached_property
+    def _squashed(self) -> str:
+        return self._text.translate(_SQUASH)
+
+
+_LOOSE_TOKEN = re.compile(r"\n|[^\W_]+")
+_SQUASH = {code: None for code in range(128) if not chr(code).isalnum() and chr(code) != "\n"}
+
+
+def _below(pointer: str, wanted: Sequence[Sequence[str]]) -> bool:
+    steps = pointer.split("/")[1:]
+    return any(
+        len(steps) >= len(each) and all(want in ("*", step) for want, step in zip(each, steps, strict=False))
+        for each in wanted
+    )
+
+
+def _places(text: str, wanted: str, limit: int) -> list[int]:
+    """The first passages of a text that hold these words, in order."""
+    passages: list[int] = []
+    at, line, counted = text.find(wanted), 0, 0
+    while at >= 0:
+        line += text.count("\n", counted, at)
+        counted = at
+        passages.append(line)
+        if len(passages) == limit:
+            break
+        after = text.find("\n", at + len(wanted) - 1)
+        at = text.find(wanted, after) if after >= 0 else -1
+    return passages
+
+
+def _scalars(text: str) -> list[tuple[str, str, bool]] | None:
+    """What a JSON object or array says, as (pointer, text, whether it is a number); None for anything else.
+
+    Names count as well, each once: in `{"Hotel Ada": 120}` the name is what a model reads.
+    """
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    reader = _Reader()
+    reader.read(value, "", 0)
+    return reader.out
+
+
+class _Reader:
+    """Collects what a JSON value says; a class for speed, since every result of a run passes through it."""
+
+    __slots__ = ("_names", "out")
+
+    def __init__(self) -> None:
+        self.out: list[tuple[str, str, bool]] = []
+        self._names: set[str] = set()
+
+    def read(self, part: Any, pointer: str, depth: int) -> None:
+        if depth > MAX_DEPTH or len(self.out) >= MAX_PASSAGES:
+            return
+        if type(part) is dict:
+            for name, each in part.items():
+                inner = f"{pointer}/{name.translate(_ESCAPES) if '/' in name or '~' in name else name}"
+                if name not in self._names:
+                    self._names.add(name)
+                    self.out.append((inner, name, False))
+                self._one(each, inner, depth)
+        else:
+            for place, each in enumerate(part):
+                self._one(each, f"{pointer}/{place}", depth)
+
+    def _one(self, each: Any, pointer: str, depth: int) -> None:
+        kind = type(each)
+        if kind is str:
+            self.out.append((pointer, each, False))
+        elif kind is dict or kind is list:
+            self.read(each, pointer, depth + 1)
+        elif kind is int or kind is float:
+            self.out.append((pointer, _plain(each), True))
+
+
+def _plain(number: int | float) -> str:
+    fact = number_fact(number) if number - number == 0 else "n:"
+    return fact.removeprefix("n:")
+
+
+def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:
+    """Every scalar in a JSON value with its RFC 6901 pointer, in order; what lies too deep is not looked at."""
+    waiting: list[tuple[str, int, Json]] = [("", 0, value)]
+    while waiting:
+        pointer, depth, part = waiting.pop()
+        if isinstance(part, (Mapping, list, tuple)):
+            steps: list[tuple[object, Json]]
+            if isinstance(part, Mapping):
+                steps = [(key.translate(_ESCAPES), each) for key, each in part.items()]
+            else:
+                steps = list(enumerate(part))
+            if depth <= MAX_DEPTH:
+                waiting.extend([(f"{pointer}/{step}", depth + 1, each) for step, each in reversed(steps)])
+        else:
+            yield pointer, part

@@ -1,0 +1,320 @@
+"""Where each argument of a call came from: `trace(arguments, sources)`. Pure.
+
+A value has the origin of the text it stands in, the most trusted one when it stands in several. Two things do not make
+it more trusted: that a model wrote it before, and that a tool repeats what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+from lockstep.gate.normal import PIECE, chunks_of, fold_text
+from lockstep.gate.passages import MAX_CHARACTERS, MAX_HITS, Needle, Passages, scalars_of, with_any_year
+from lockstep.journal.events import Origin
+from lockstep.values import Json, JsonObject
+
+Trust = Literal["user", "system", "trusted", "untrusted", "none"]
+RANK: Mapping[str, int] = {"none": 0, "untrusted": 1, "trusted": 2, "system": 3, "user": 4}
+_LABEL: tuple[Trust, ...] = ("none", "untrusted", "trusted", "system", "user")
+_QUALITY: Mapping[str, int] = {"normalised": 0, "part": 1, "exact": 2}
+
+MAX_SCALARS = 2_000
+"""Of one call; what comes after has no origin, so a policy that asks for one stands against it."""
+MAX_SEARCHED = 20_000_000
+"""Characters searched for one call, about 10 ms; then likewise."""
+MAX_REFS = 4
+_MAX_CHUNKS = 40
+_MAX_PHRASE = 6
+_TRIVIAL = 10
+_USUAL = 200
+_GLUE = frozenset(
+    {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "have", "her", "his", "in", "into", "is", "my"}
+    | {"no", "of", "on", "or", "our", "per", "please", "re", "that", "the", "their", "this", "to", "via", "was", "will"}
+    | {"with", "your"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A text that a value may have come from, in the order the model saw them.
+
+    `trust` is that of the text as a whole; `untrusted_fields` are JSON pointers (`*` for each item) to what in it
+    another party wrote. Of kind `argument`, it is what the model wrote, which grounds nothing.
+    """
+
+    ref: str
+    """`input`, `system`, `2.0/result`, `2.0/arguments`; of an earlier run with its id and `/` before."""
+    kind: Literal["user", "system", "tool", "memory", "argument"]
+    trust: Trust
+    text: str
+    tool: str = ""
+    untrusted_fields: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """The call that it is the result or the arguments of."""
+        return self.ref.rpartition("/")[0] if self.kind in ("tool", "argument") else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What the tool itself says of its arguments: values its schema names, and words that are no news in a sentence."""
+
+    values: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+
+
+NOTHING_KNOWN = Known()
+
+
+def known_of(definition: JsonObject) -> Known:
+    """Read a tool's definition: enumerated, constant and default values; the words of its name and descriptions."""
+    values: set[str] = set()
+    words: set[str] = set()
+    waiting: list[Json] = [definition]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            for name, each in part.items():
+                if name in ("const", "default", "enum"):
+                    values.update(scalar for _, scalar in scalars_of(each) if isinstance(scalar, str))
+                    values.update(repr(scalar) for _, scalar in scalars_of(each) if not isinstance(scalar, str))
+                elif name in ("name", "title") and isinstance(each, str):
+                    words.update(PIECE.findall(fold_text(each)))
+                elif name == "properties" and isinstance(each, Mapping):
+                    words.update(piece for key in each for piece in PIECE.findall(fold_text(key)))
+                waiting.append(each)
+        elif isinstance(part, (list, tuple)):
+            waiting.extend(part)
+    return Known(values=frozenset(values), words=frozenset(words))
+
+
+def trace(
+    arguments: JsonObject,
+    sources: Sequence[Source],
+    *,
+    known: Known = NOTHING_KNOWN,
+    passages: Callable[[str], Passages] = Passages,
+) -> tuple[Origin, ...]:
+    """The origin of every scalar of these arguments, in order.
+
+    Args:
+        sources: in the order the model saw them; the result of a call after its arguments.
+        known: what the tool's definition says.
+        passages: makes a text searchable; one that remembers gives the same origins sooner.
+    """
+    prepared = Prepared()
+    for source in sources:
+        prepared.add(source, passages(source.text))
+    return trace_prepared(arguments, prepared, known)
+
+
+def trace_prepared(arguments: JsonObject, sources: Prepared, known: Known) -> tuple[Origin, ...]:
+    """As `trace`, with sources that were made searchable before."""
+    tracer = _Tracer(sources, known)
+    return tuple(
+        tracer.origin(pointer, value) if place < MAX_SCALARS else Origin(pointer=pointer, how="none", trust="none")
+        for place, (pointer, value) in enumerate(scalars_of(arguments))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Searchable:
+    source: Source
+    call: str
+    passages: Passages
+    rank: int
+    ceiling: int
+    """The best that finding a value here can make of it; of arguments, by what they say of their result."""
+    foreign: frozenset[int]
+    """The passages that another party wrote."""
+
+    @classmethod
+    def of(cls, source: Source, passages: Passages) -> _Searchable:
+        foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
+        rank = RANK[source.trust]
+        ceiling = RANK["trusted"] if source.kind == "argument" else rank
+        return cls(source, source.call, passages, rank, ceiling, foreign)
+
+    def ref(self, passage: int) -> str:
+        pointer = self.passages.pointers[passage]
+        return f"{self.source.ref}#{pointer}" if pointer else self.source.ref
+
+
+class Prepared:
+    """Sources that can be searched, in the order the model saw them. More may be added."""
+
+    __slots__ = ("_by_mark", "prepared")
+
+    def __init__(self) -> None:
+        self.prepared: list[_Searchable] = []
+        self._by_mark: dict[str, list[int]] = {}
+
+    def add(self, source: Source, passages: Passages) -> bool:
+        """Add the next source; says whether anything in it is untrusted."""
+        made = _Searchable.of(source, passages)
+        for mark in passages.marks:
+            self._by_mark.setdefault(mark, []).append(len(self.prepared))
+        self.prepared.append(made)
+        return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+
+    def with_any(self, marks: Collection[str]) -> Sequence[int]:
+        """Which sources have one of these words or facts, in order."""
+        lists = [found for mark in marks if (found := self._by_mark.get(mark))]
+        if len(lists) < 2:
+            return lists[0] if lists else ()
+        return sorted({number for found in lists for number in found})
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where one value stands: the trust of the best place, how it stands there, and the places, best first."""
+
+    rank: int
+    how: str
+    refs: tuple[str, ...]
+
+
+_NOWHERE = _Found(0, "none", ())
+
+
+@dataclass(slots=True)
+class _Tracer:
+    """One call's worth of looking; remembers what it looked for, and how much it has searched."""
+
+    sources: Prepared
+    known: Known
+    searched: int = 0
+    seen: dict[tuple[type, object], _Found] = field(default_factory=dict)
+
+    def origin(self, pointer: str, value: object) -> Origin:
+        found = self._found(value)
+        return Origin(pointer=pointer, how=found.how, trust=_LABEL[found.rank], refs=found.refs)
+
+    def _found(self, value: object) -> _Found:
+        if self._trivial(value):
+            return _SCHEMA
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            return _NOWHERE
+        key = (type(value), value)
+        found = self.seen.get(key)
+        if found is None:
+            assert isinstance(value, (str, int, float))
+            needle = _needle(value) if type(value) is str and len(value) <= _USUAL else Needle(value)
+            found = self._fold(needle)
+            if not found.rank and isinstance(value, str):
+                found = self._facts(needle) or self._composed(needle) or found
+            self.seen[key] = found
+        return found
+
+    def _trivial(self, value: object) -> bool:
+        """Nothing of its own to say, or a value that the tool's schema names."""
+        if value is None or isinstance(value, bool):
+            return True
+        if isinstance(value, str):
+            return len(value) <= 1 or value in self.known.values
+        return (isinstance(value, (int, float)) and abs(value) < _TRIVIAL and value == int(value)) or repr(
+            value
+        ) in self.known.values
+
+    def _fold(self, needle: Needle, facts: Sequence[str] = ()) -> _Found:
+        """Where it (or one of these facts) stands in all sources.
+
+        What a call's result repeats of its arguments is worth what it was before.
+        """
+        best = 0
+        before: dict[str, int] = {}
+        places: list[tuple[int, int, int, int, str]] = []
+        marks = with_any_year(facts) if facts else needle.marks
+        for number in self.sources.with_any(marks) if needle.form else range(len(self.sources.prepared)):
+            each = self.sources.prepared[number]
+            if each.ceiling <= best and len(places) >= MAX_REFS:
+                continue
+            self.searched += each.passages.size
+            if self.searched > MAX_SEARCHED:
+                return _NOWHERE
+            limit = 1 if each.source.kind == "argument" else MAX_HITS
+            hits = each.passages.find_fact(facts) if facts else each.passages.find(needle, limit)
+            if not hits:
+                continue
+            if each.source.kind == "argument":
+                before.setdefault(each.call, best)
+            usual = min(each.rank, before.get(each.call, each.rank)) if each.call else each.rank
+            for passage, how in hits:
+                rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
+                places.append((rank, _QUALITY[how], -number, -passage, how))
+            best = max(best, max(places[-len(hits) :])[0])
+        return self._best(places) if places else _NOWHERE
+
+    def _best(self, places: list[tuple[int, int, int, int, str]]) -> _Found:
+        places.sort(reverse=True)
+        rank, how = places[0][0], places[0][-1]
+        refs: dict[str, None] = {}
+        for _, _, number, passage, _ in places:
+            refs[self.sources.prepared[-number].ref(-passage)] = None
+            if len(refs) == MAX_REFS:
+                break
+        return _Found(rank, how if rank else "none", tuple(refs))
+
+    def _facts(self, needle: Needle) -> _Found | None:
+        """A date with a time: each may have been said elsewhere."""
+        if len(needle.facts) < 2:
+            return None
+        return _together([self._fold(needle, facts) for facts in needle.facts])
+
+    def _composed(self, needle: Needle) -> _Found | None:
+        """Words from several places. Connecting ones, and those of the tool's own definition, may be the model's."""
+        chunks = chunks_of(needle.folded.replace("\n", " "))
+        if not 2 <= len(chunks) <= _MAX_CHUNKS:
+            return None
+        glue = [chunk in _GLUE or chunk in self.known.words for chunk in chunks]
+        if all(glue):
+            return None
+        for chunk, free in zip(chunks, glue, strict=True):
+            if not free and not self._phrase([chunk]).rank:
+                return None
+        return _together(list(self._phrases(chunks, glue)))
+
+    def _phrases(self, chunks: list[str], glue: list[bool]) -> Iterator[_Found]:
+        """The longest runs of words that stand somewhere together, from left to right."""
+        at = 0
+        while at < len(chunks):
+            longest = self._phrase(chunks[at : at + 1])
+            end = at + 1
+            while longest.rank and end < min(at + _MAX_PHRASE, len(chunks)):
+                longer = self._phrase(chunks[at : end + 1])
+                if not longer.rank:
+                    break
+                longest, end = longer, end + 1
+            if end > at + 1 or not glue[at]:
+                yield longest
+            at = end
+
+    def _phrase(self, chunks: list[str]) -> _Found:
+        text = " ".join(chunks)
+        key = (_Tracer, text)
+        if key not in self.seen:
+            self.seen[key] = (
+                _SCHEMA if len(text) <= 1 or text in self.known.values else self._fold(_needle(text, piece=True))
+            )
+        return self.seen[key]
+
+
+@lru_cache(maxsize=4096)
+def _needle(text: str, *, piece: bool = False) -> Needle:
+    return Needle(text, piece=piece)
+
+
+_SCHEMA = _Found(RANK["trusted"], "schema", ())
+
+
+def _together(pieces: Sequence[_Found]) -> _Found | None:
+    """Pieces as one: no more trusted than the least of them; None when one came from nowhere."""
+    if not pieces or not all(piece.rank for piece in pieces):
+        return None
+    ordered = sorted(pieces, key=lambda piece: piece.rank)
+    refs = tuple(dict.fromkeys(ref for piece in ordered for ref in piece.refs[:1]))[:MAX_REFS]
+    return _Found(ordered[0].rank, "composed", refs)
