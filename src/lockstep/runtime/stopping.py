@@ -84,7 +84,8 @@ def halted(state: State, stopped: AgentStopped) -> list[Event]:
     then = f"then `lockstep resume {state.run}`."
     if under_way:
         names = ", ".join(call.name for call in under_way)
-        then = f"find out whether {names} happened: it is in doubt. Then `lockstep resume {state.run}` with what you found."
+        then = f"{names} is in doubt: find out whether it happened, then `lockstep resume {state.run} --happened`"
+        then += f" or `lockstep resume {state.run} --did-not-happen`."
     message = f"{stopped.message} {stopped.remedy.rstrip('.')}; {then}"
     call = under_way[0].id if under_way else ""
     return [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_file import DATABASE
+from lockstep.journal.stops import StopBook
 from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
 from lockstep.sandbox.image.suites import next_suite
@@ -103,6 +104,16 @@ def fetch_newer_runsc() -> str:
     """
     suite = next_suite()
     return fetch(suite) if suite else ""
+
+
+@contextlib.contextmanager
+def opened_stops(store: Store) -> Iterator[StopBook]:
+    """Who stopped which agent, to read and write, whichever process holds the store."""
+    stops = StopBook.open(store.directory)
+    try:
+        yield stops
+    finally:
+        stops.close()
 
 
 @contextlib.asynccontextmanager
