@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
+from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.journal.sqlite_file import DATABASE
 from lockstep.journal.stops import StopBook
 from lockstep.sandbox.cache import cache_directory
@@ -20,6 +21,7 @@ from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
 from lockstep.tools.starting import Guest
+from lockstep.values import RunId
 
 STORE_ENV = "LOCKSTEP_STORE"
 STORE_NAME = ".lockstep"
@@ -114,6 +116,11 @@ def opened_stops(store: Store) -> Iterator[StopBook]:
         yield stops
     finally:
         stops.close()
+
+
+def audited(store: Store, *, run: RunId | None, session: str | None) -> SQLiteAudit:
+    """What an audit record is made of; a context manager whose body sees one moment of the store."""
+    return SQLiteAudit(store.directory, run=run, session=session)
 
 
 @contextlib.asynccontextmanager
