@@ -38,9 +38,9 @@ def why(
     json: JsonOption = False,
 ) -> None:
     """Say why a run did what it did: for each action its grounds, the rule, the person, the outcome, the cost."""
-    from lockstep.cli import why as body
+    from lockstep.cli import explaining
 
-    finish(body.why(store, run, call, json), json=json)
+    finish(explaining.why(store, run, call, json), json=json)
 
 
 def stop(
