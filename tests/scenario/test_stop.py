@@ -158,6 +158,17 @@ def test_a_mistyped_name_stops_nothing_and_says_so(tmp_path: Path) -> None:
     assert "it has runs of clerk" in done.err
 
 
+def test_a_directory_stops_the_agent_under_every_name_it_goes_by(tmp_path: Path) -> None:
+    """Renamed on disk and not locked yet, it still runs under the old name."""
+    clerk = make_clerk(tmp_path / "clerk")
+    clerk.run("Pay bob.")
+    clerk.change("agent.toml", 'name = "clerk"', 'name = "teller"')
+    stopped = clerk("stop", clerk.directory, "--json").json["stopped"]
+    assert [each["agent"] for each in stopped] == ["clerk", "teller"]
+    clerk.write("agent.toml", "broken")
+    assert clerk("start", clerk.directory).out.startswith("Agent clerk may run again")
+
+
 def test_an_agent_can_be_stopped_before_its_first_run(tmp_path: Path) -> None:
     clerk = make_clerk(tmp_path / "clerk")
     assert clerk("stop", clerk.directory, "--because", "not reviewed").code == FINISHED

@@ -71,7 +71,7 @@ def start(
 
 @audit.command()
 def export(
-    run: Annotated[Optional[str], typer.Argument(metavar="[RUN]", help="One run, or `last`.")] = None,  # noqa: UP045
+    run: Annotated[Optional[str], typer.Argument(metavar="RUN", help="One run, or `last`.")] = None,  # noqa: UP045
     session: Annotated[Optional[str], typer.Option(help="Every run of this session.")] = None,  # noqa: UP045
     everything: Annotated[bool, typer.Option("--all", help="Every run of the store, and who stopped what.")] = False,
     file: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to.")] = None,  # noqa: UP045
