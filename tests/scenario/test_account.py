@@ -46,7 +46,7 @@ def test_why_tells_every_action_of_a_run(clerk: Agent) -> None:
         "2.1 pay not run: policy_denied",
         "deny by never-mallory",
         "3.0 pay joined to",
-        "4.0 lose settled by hand",
+        "4.0 lose happened",
         "it happened, as bob said",
         "completed",
     ):

@@ -62,7 +62,7 @@ def _print_run(out: Console, account: Why) -> None:
         grounds = [_argument(account, each) for each in action.arguments if each.how]
         for line in [*grounds[:3], *([f"and {len(grounds) - 3} more"] if len(grounds) > 3 else [])]:
             out.print(f"    {line}")
-        for line in (_verdict(action), _approval(action), _effect(action), _doubt(action)):
+        for line in (_verdict(action), _approval(action), _effect(action), _retries(action), _doubt(action)):
             if line:
                 out.print(f"    {line}")
     if account.actions:
@@ -95,6 +95,7 @@ def _parts(account: Why, action: Action) -> Iterator[tuple[str, list[str]]]:
         ("verdict", _verdict(action)),
         ("approval", _approval(action)),
         ("effect", _effect(action)),
+        ("retries", _retries(action)),
         ("doubt", _doubt(action)),
         ("receipt", _receipt(action)),
         ("sandbox", _sandbox(action)),
@@ -157,7 +158,8 @@ def _outcome(action: Action) -> str:
     if action.receipt:
         return plain(action.receipt.outcome)
     if action.doubt:
-        return "settled by hand" if action.doubt.happened is not None else "[red]in doubt[/]"
+        settled = {True: "happened", False: "did not happen", None: "[red]in doubt[/]"}
+        return settled[action.doubt.happened]
     if action.approval and action.approval.answer == "refused":
         return "refused"
     if action.verdict and action.verdict.verdict in ("deny", "invalid"):
@@ -190,18 +192,27 @@ def _effect(action: Action) -> str:
         return ""
     permits = ", then ".join(f"permit {each.id} (event {each.event})" for each in action.permits)
     key = f", key {action.permits[-1].key[:12]}" if action.permits else ""
-    return f"{action.effect}{f', {permits}' if permits else ''}{key}"
+    again = ", a deliberate repeat" if action.again else ""
+    return f"{action.effect}{again}{f', {permits}' if permits else ''}{key}"
 
 
 def _doubt(action: Action) -> str:
     doubt = action.doubt
     if doubt is None:
         return ""
-    begin = f"in doubt since {_when(doubt.at_ms)}: {plain(doubt.why)}"
+    asked = "".join(f"; {plain(each.tool)} was asked: {plain(each.outcome)}" for each in doubt.probes)
+    begin = f"in doubt since {_when(doubt.at_ms)}: {plain(doubt.why)}{asked}"
     if doubt.happened is None:
-        return begin
+        return f"{begin}; settled by its own result, which came late" if action.receipt else begin
     said = "it happened" if doubt.happened else "it did not happen"
     return f"{begin}; {said}, as {plain(doubt.by)} said at {_when(doubt.settled_at_ms)}"
+
+
+def _retries(action: Action) -> str:
+    return ", then ".join(
+        f"attempt {each.attempt} {plain(each.outcome)}, again after {duration(each.delay_ms)}"
+        for each in action.retries
+    )
 
 
 def _receipt(action: Action) -> str:

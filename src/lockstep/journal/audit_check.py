@@ -21,7 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 FORMAT = "lockstep-audit"
 VERSION = 1
 GENESIS = bytes(32)
-CHAIN_ENDS = "run.finished"
+ENDS = "run.finished"
+AFTER_THE_END = "effect.reconciled"
+"""A person may still say what became of a call in doubt."""
 STOPS = "stops"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REFERENCE = "\0blob:"
@@ -118,7 +120,7 @@ class _Checker:
         self._at = -1
         self._seq = 0
         self._head = GENESIS
-        self._type = ""
+        self._ended = False
         self._blobs: set[bytes] = set()
         self._events = 0
         self._heads: dict[str, str] = {}
@@ -150,8 +152,8 @@ class _Checker:
             raise Broken(place, f"an event of run {run} stands where none of it is expected")
         if seq != self._seq + 1:
             raise Broken(place, f"event {seq} of run {run} stands where event {self._seq + 1} is expected")
-        if self._type == CHAIN_ENDS:
-            raise Broken(place, f"an event follows {CHAIN_ENDS} in run {run}")
+        if self._ended and kind != AFTER_THE_END:
+            raise Broken(place, f"{kind} follows {ENDS} in run {run}")
         stored, body = _stored(place, line)
         said = b"%b%b\0%d\0%d\0%b\0%b" % (self._head, run.encode(), seq, at_ms, kind.encode(), stored)
         head = hashlib.sha256(said).digest()
@@ -160,12 +162,13 @@ class _Checker:
         self._references(place, kind, body)
         if seq == 1 and run != STOPS:
             self._beginning(place, kind, body)
-        self._seq, self._head, self._type, self._events = seq, head, kind, self._events + 1
+        self._seq, self._head, self._events = seq, head, self._events + 1
+        self._ended = self._ended or kind == ENDS
 
     def _begin(self, place: int) -> None:
         self._done(place)
         self._at += 1
-        self._seq, self._head, self._type = 0, GENESIS, ""
+        self._seq, self._head, self._ended = 0, GENESIS, False
 
     def _done(self, place: int) -> None:
         """Done with a run: it must be as the header says."""

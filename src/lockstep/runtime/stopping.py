@@ -80,14 +80,15 @@ class StopWatch:
 def halted(state: State, stopped: AgentStopped) -> list[Event]:
     """What is recorded of a run that was broken off: a `once` call that had been let go is in doubt, and it waits."""
     under_way = [call for call in state.calls if call.phase is Phase.INTENDED and call.effect is Effect.ONCE]
+    in_doubt = [*under_way, *(call for call in state.calls if call.phase is Phase.DOUBTED)]
     why = "the agent was stopped while the call was under way"
     then = f"then `lockstep resume {state.run}`."
-    if under_way:
-        names = ", ".join(call.name for call in under_way)
+    if in_doubt:
+        names = ", ".join(call.name for call in in_doubt)
         then = f"{names} is in doubt: find out whether it happened, then `lockstep resume {state.run} --happened`"
         then += f" or `lockstep resume {state.run} --did-not-happen`."
     message = f"{stopped.message} {stopped.remedy.rstrip('.')}; {then}"
-    call = under_way[0].id if under_way else ""
+    call = in_doubt[0].id if in_doubt else ""
     return [
         *(EffectDoubted(call=each.id, why=why) for each in under_way),
         RunSuspended(reason=AGENT_STOPPED, call=call, message=message),

@@ -101,16 +101,40 @@ class Receipt:
 
     outcome: str
     text: str
+    late: bool
+    event: int
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retry:
+    """An attempt that failed in a way that may pass, and after how long the next was made."""
+
+    attempt: int
+    outcome: str
+    why: str
+    delay_ms: int
+    event: int
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A tool was asked whether it had happened, and its answer decided nothing."""
+
+    tool: str
+    outcome: str
     event: int
     at_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doubt:
-    """That nobody knew what came of it, and how that was settled."""
+    """That nobody knew what came of it, and how that was settled: by a receipt that came late, or as `by` says."""
 
     why: str
     at_ms: int
+    probes: tuple[Probe, ...] = ()
     happened: bool | None = None
     by: str = ""
     text: str = ""
@@ -158,12 +182,15 @@ class Action:
     origins_left_out: int = 0
     approval: Approval | None = None
     permits: list[Permit] = field(default_factory=list)
+    retries: list[Retry] = field(default_factory=list)
     receipt: Receipt | None = None
     doubt: Doubt | None = None
     sandbox: Sandbox | None = None
     cost: Cost
     joined_to: str | None = None
     """`run/call` whose receipt answered it; it was not run again."""
+    again: bool = False
+    """A deliberate repeat of a call that was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,11 +338,20 @@ class _Reading:
             case ev.EffectSettled():
                 _settled(action, event, item)
             case ev.EffectDoubted():
-                action.doubt = Doubt(why=event.why, at_ms=item.at_ms)
-                if event.tier:
-                    action.sandbox = Sandbox(
-                        tier=event.tier, degraded=event.degraded, run_ms=event.run_ms, requests=event.egress
-                    )
+                _doubted(action, event, item)
+            case ev.EffectRetried():
+                retry = Retry(
+                    attempt=event.attempt,
+                    outcome=event.outcome,
+                    why=event.why,
+                    delay_ms=event.delay_ms,
+                    event=item.seq,
+                    at_ms=item.at_ms,
+                )
+                action.retries.append(retry)
+            case ev.EffectProbed() if action.doubt is not None:
+                probe = Probe(tool=event.tool, outcome=event.outcome, event=item.seq, at_ms=item.at_ms)
+                action.doubt = replace(action.doubt, probes=(*action.doubt.probes, probe))
             case ev.EffectReconciled() if action.doubt is not None:
                 action.doubt = replace(
                     action.doubt, happened=event.happened, by=event.by, text=event.text, settled_at_ms=item.at_ms
@@ -325,6 +361,7 @@ class _Reading:
 def _judged(action: Action, event: ev.CallJudged, item: Recorded) -> None:
     action.effect = event.effect if event.verdict != "invalid" else ""
     action.joined_to = event.duplicate_of or None
+    action.again = event.again
     action.arguments = _with_origins(action.arguments, event)
     action.origins_left_out = event.origins_left_out
     action.verdict = Verdict(
@@ -362,7 +399,7 @@ def _answered(action: Action, event: ev.ApprovalGiven | ev.ApprovalRefused, item
 
 
 def _settled(action: Action, event: ev.EffectSettled, item: Recorded) -> None:
-    action.receipt = Receipt(outcome=event.outcome, text=event.text, event=item.seq, at_ms=item.at_ms)
+    action.receipt = Receipt(outcome=event.outcome, text=event.text, late=event.late, event=item.seq, at_ms=item.at_ms)
     action.cost = replace(action.cost, fee_usd=event.fee_usd)
     if event.tier:
         action.sandbox = Sandbox(
@@ -373,6 +410,13 @@ def _settled(action: Action, event: ev.EffectSettled, item: Recorded) -> None:
             run_ms=event.run_ms,
             requests=event.egress,
         )
+
+
+def _doubted(action: Action, event: ev.EffectDoubted, item: Recorded) -> None:
+    before = action.doubt or Doubt(why="", at_ms=item.at_ms)
+    action.doubt = replace(before, why=event.why)
+    if event.tier:
+        action.sandbox = Sandbox(tier=event.tier, degraded=event.degraded, run_ms=event.run_ms, requests=event.egress)
 
 
 def _version(started: ev.RunStarted, lock: Lock) -> Version:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.journal import audit, audit_check
+from lockstep.journal import audit, audit_check, codec
 from lockstep.journal import events as ev
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_audit import SQLiteAudit
@@ -223,6 +223,21 @@ def test_a_forgery_is_named_also_when_the_counts_and_the_digest_were_made_to_fit
     forge, problem = FORGERIES[name]
     with pytest.raises(audit_check.Broken, match=problem):
         checked(resealed(forge(lines_of(exported(store)[0]))))
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("effect.reconciled", True), ("run.resumed", False)])
+def test_after_the_end_of_a_run_only_a_settled_doubt_may_follow(store: Path, kind: str, whole: bool) -> None:
+    """Even where somebody made the chain anew: the forger's record breaks the rules of a run."""
+    lines = lines_of(exported(store, run=RunId("r1"))[0])
+    head = codec.link(bytes.fromhex(lines[0]["runs"][0]["head"]), RunId("r1"), 5, 9, kind, b"{}").hex()
+    added = {"run": "r1", "seq": 5, "at_ms": 9, "type": kind, "body": "{}", "hash": head}
+    lines[0]["runs"][0] |= {"events": 5, "head": head}
+    forged = resealed([*lines[:-1], added, lines[-1]])
+    if whole:
+        assert checked(forged).events == 5
+    else:
+        with pytest.raises(audit_check.Broken, match="follows run"):
+            checked(forged)
 
 
 def test_a_record_that_was_cut_or_lengthened_is_noticed(store: Path) -> None:

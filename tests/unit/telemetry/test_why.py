@@ -122,6 +122,21 @@ def test_a_doubt_and_how_it_was_settled(happened: bool) -> None:
     assert (closed.happened, closed.by, closed.text, closed.at_ms) == (happened, "bob", "asked the airline", 500)
 
 
+def test_attempts_probes_and_a_late_result_are_told() -> None:
+    retried = ev.EffectRetried(call="1.0", attempt=1, outcome="timeout", why="no answer", delay_ms=500)
+    doubted = ev.EffectDoubted(call="1.0", why="late")
+    probed = ev.EffectProbed(call="1.0", tool="find", outcome="not_found")
+    late = ev.EffectSettled(call="1.0", outcome="ok", text="booked", late=True)
+    action = only(account(*step(1, "{}"), judged(), retried, doubted, probed, late))
+    assert [(each.attempt, each.outcome, each.delay_ms, each.event) for each in action.retries] == [
+        (1, "timeout", 500, 5)
+    ]
+    assert action.doubt is not None
+    assert [(each.tool, each.outcome, each.event) for each in action.doubt.probes] == [("find", "not_found", 7)]
+    assert action.receipt is not None
+    assert action.receipt.late
+
+
 def test_a_repeat_names_the_call_that_answered_it() -> None:
     action = only(account(*step(1, "{}"), judged(duplicate_of="r0/2.0")))
     assert (action.joined_to, action.permits, action.receipt) == ("r0/2.0", [], None)
