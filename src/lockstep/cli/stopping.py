@@ -14,7 +14,7 @@ from lockstep.cli.report import FINISHED, INTERNAL
 from lockstep.cli.stores import existing, looking, opened
 from lockstep.cli.terminal import console, plain, print_json, user
 from lockstep.errors import ConfigError, JournalCorrupt, LockError, StoreBusy
-from lockstep.journal.events import RunFinished, RunStarted, RunSuspended
+from lockstep.journal.events import ENDED, RunStarted, RunSuspended
 from lockstep.journal.stops import stop_text
 from lockstep.runtime.reading import read_run
 from lockstep.values import RunId, now_ms
@@ -108,7 +108,7 @@ async def _running_names(directory: Path, store: Store) -> set[str]:
     names, place = set(), str(directory.resolve())  # noqa: ASYNC240 - one look
     async with looking(store.directory) as journal:
         for row in await journal.runs():
-            if row.last == RunFinished.TYPE or row.agent in names:
+            if row.last in ENDED or row.agent in names:
                 continue
             with contextlib.suppress(JournalCorrupt):  # what cannot be read cannot be driven either
                 first = (await read_run(journal, row.run))[0].event
@@ -120,7 +120,7 @@ async def _running_names(directory: Path, store: Store) -> set[str]:
 async def _under_way(target: _Target) -> set[RunId]:
     """Runs of the agents that have neither finished nor been suspended."""
     async with looking(target.store.directory) as journal:
-        at_rest = (RunFinished.TYPE, RunSuspended.TYPE)
+        at_rest = ENDED | {RunSuspended.TYPE}
         return {row.run for row in await journal.runs() if row.agent in target.agents and row.last not in at_rest}
 
 

@@ -22,7 +22,7 @@ FORMAT = "lockstep-audit"
 VERSION = 1
 GENESIS = bytes(32)
 ENDS = "run.finished"
-AFTER_THE_END = "effect.reconciled"
+AFTER_THE_END = "doubt.settled"
 """A person may still say what became of a call in doubt."""
 STOPS = "stops"
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -352,7 +352,7 @@ class _Reading:
             case ev.EffectProbed() if action.doubt is not None:
                 probe = Probe(tool=event.tool, outcome=event.outcome, event=item.seq, at_ms=item.at_ms)
                 action.doubt = replace(action.doubt, probes=(*action.doubt.probes, probe))
-            case ev.EffectReconciled() if action.doubt is not None:
+            case ev.EffectReconciled() | ev.DoubtSettled() if action.doubt is not None:
                 action.doubt = replace(
                     action.doubt, happened=event.happened, by=event.by, text=event.text, settled_at_ms=item.at_ms
                 )

@@ -225,7 +225,7 @@ def test_a_forgery_is_named_also_when_the_counts_and_the_digest_were_made_to_fit
         checked(resealed(forge(lines_of(exported(store)[0]))))
 
 
-@pytest.mark.parametrize(("kind", "whole"), [("effect.reconciled", True), ("run.resumed", False)])
+@pytest.mark.parametrize(("kind", "whole"), [("doubt.settled", True), ("run.resumed", False)])
 def test_after_the_end_of_a_run_only_a_settled_doubt_may_follow(store: Path, kind: str, whole: bool) -> None:
     """Even where somebody made the chain anew: the forger's record breaks the rules of a run."""
     lines = lines_of(exported(store, run=RunId("r1"))[0])

@@ -16,7 +16,7 @@ from lockstep.journal.port import Stop
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.stops import StopBook
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.runtime.answers import answer_approval, reconcile
+from lockstep.runtime.answers import answer_approval, settle
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import now_ms
 
@@ -100,7 +100,7 @@ def test_a_once_call_that_was_broken_off_is_in_doubt_and_never_repeated(tmp_path
         types = types_of(await journal.read(run))
         world.start()
         still = await world.driver.resume(run, by="ada")
-        await reconcile(journal, run, happened=True, by="ada")
+        await settle(journal, run, happened=True, by="ada")
         return waiting, still, await world.driver.resume(run, by="ada"), types, tools.count("book")
 
     waiting, still, done, types, ran = during(tmp_path, work)
