@@ -10,6 +10,7 @@ LockstepError            code, sentence, remedy; exit_code for the command line
 │   │   └── StoreDamaged     the file does not hold, so no run of it can be trusted
 │   └── FenceConflict    somebody else already wrote this event of the run
 ├── RunError             no such run, wrong state for what was asked
+│   └── AgentStopped     somebody stopped the agent (kill switch); nothing is let go
 ├── ModelError           the model cannot be had: name, key, provider, recording
 │   └── RecordingMismatch   the conversation left the recording
 ├── SandboxUnavailable   no backend of the required tier; never shown to the model as tool output
@@ -69,6 +70,11 @@ class FenceConflict(StoreError):
 
 class RunError(LockstepError):
     code = "run"
+
+
+class AgentStopped(RunError):
+    code = "agent_stopped"
+    exit_code = 4
 
 
 class ModelError(LockstepError):

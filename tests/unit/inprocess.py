@@ -17,7 +17,7 @@ from lockstep.gate.gate import Gate
 from lockstep.gate.permit import Permit
 from lockstep.gate.policy import Policies
 from lockstep.journal import events as ev
-from lockstep.journal.port import Journal
+from lockstep.journal.port import Journal, Stop, Stops
 from lockstep.model.port import (
     AskedCall,
     AssistantMessage,
@@ -95,8 +95,15 @@ def locked_agent(
     )
 
 
-def gate_of(agent: LockedAgent) -> Gate:
-    return Gate(agent, Policies.parse(agent.policies))
+class NeverStopped:
+    """For a gate without a journal: nobody has stopped anything."""
+
+    def stop_of(self, agent: str) -> Stop | None:
+        return None
+
+
+def gate_of(agent: LockedAgent, stops: Stops | None = None) -> Gate:
+    return Gate(agent, Policies.parse(agent.policies), stops or NeverStopped())
 
 
 def started(message: str = "Book me a flight.", *, session: str = "s1", approve: str = "ask") -> ev.RunStarted:
@@ -203,7 +210,7 @@ def driver_of(journal: Journal, model: Any, tools: Any, agent: LockedAgent | Non
         agent=agent,
         settings=Settings(),
         journal=journal,
-        gate=gate_of(agent),
+        gate=gate_of(agent, journal),
         model=model,
         tools=tools,
         **more,

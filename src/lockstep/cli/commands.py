@@ -32,6 +32,7 @@ from lockstep.cli.terminal import console, count, is_interactive, one_line, plai
 from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
+from lockstep.journal.stops import require_running
 from lockstep.kernel.state import Phase, State, Status
 from lockstep.runtime.answers import answer_approval, settle
 from lockstep.runtime.answers import cancel as cancel_run
@@ -105,6 +106,7 @@ async def run(asked: RunRequest) -> int:
         out = console(stderr=asked.json)
         live = None if asked.json else Live(out)
         async with models.opened_model(agent, code) as model, opened(where) as journal:
+            require_running(journal, agent.name)
             await tools.sweep()  # what a process that died here left running
             await running.start_ahead(tools, agent)
             prepared = running.with_address(prepared, model)
@@ -216,6 +218,7 @@ async def resume(store: Path | None, name: str, *, happened: bool | None, result
     async with opened(existing(store)) as journal:
         run_id = await find(journal, name)
         if happened is not None:
+            require_running(journal, (await read_state(journal, run_id)).agent)
             await settle(journal, run_id, happened=happened, by=by or user(), result=result)
     return await _resume(store, run_id, by=by, json=json)
 
@@ -298,6 +301,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
         state = await read_state(journal, run_id)
         if state.status is Status.FINISHED:
             return _report(out, state, json, None)
+        require_running(journal, state.agent)
         code = where.code()
         agent = locked_agent(locked)
         live = None if json else Live(out)

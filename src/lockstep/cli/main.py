@@ -6,13 +6,15 @@ Lazy imports throughout this file: `lockstep --help` must not pay for what one c
 from __future__ import annotations
 
 import io
-import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
+
+from lockstep.cli import oversight
+from lockstep.cli.ending import finish, say
+from lockstep.cli.options import AgentDir, ByOption, JsonOption, RunArg, StoreOption
 
 app = typer.Typer(
     name="lockstep",
@@ -23,22 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AgentDir = Annotated[Path, typer.Argument(metavar="AGENT", help="Directory with agent.toml.")]
-RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run id, a unique beginning of one, or `last`.")]
-StoreOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time
-    typer.Option("--store", envvar="LOCKSTEP_STORE", help="Store directory (default: .lockstep beside the agent)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ByOption = Annotated[str, typer.Option("--by", help="Who says so (default: your user name).")]
-
 
 @app.command()
 def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Directory to make.")]) -> None:
     """Write a small agent that runs as it is."""
     from lockstep.cli import commands
 
-    _finish(commands.init(Path(name)))
+    finish(commands.init(Path(name)))
 
 
 @app.command()
@@ -46,7 +39,7 @@ def lock(agent: AgentDir = Path(), store: StoreOption = None) -> None:
     """Resolve an agent into agent.lock: model, prompt, tools and environment, memory, one digest."""
     from lockstep.cli import commands
 
-    _finish(commands.lock(agent, store))
+    finish(commands.lock(agent, store))
 
 
 @app.command()
@@ -61,7 +54,7 @@ def diff(
     """Show what changed between two agents or locks, by dimension, in words."""
     from lockstep.cli import commands
 
-    _finish(commands.diff(a, b, store))
+    finish(commands.diff(a, b, store))
 
 
 @app.command()
@@ -93,7 +86,7 @@ def run(
         store=store,
         json=json,
     )
-    _finish(commands.run(asked), json=json)
+    finish(commands.run(asked), json=json)
 
 
 @app.command()
@@ -106,7 +99,7 @@ def runs(
     """List runs, newest first."""
     from lockstep.cli import commands
 
-    _finish(commands.runs(store, session, limit, json), json=json)
+    finish(commands.runs(store, session, limit, json), json=json)
 
 
 @app.command()
@@ -122,7 +115,7 @@ def show(
     """Show one run: what was asked, every call with its verdict and outcome, the answer."""
     from lockstep.cli import commands
 
-    _finish(commands.show(store, run, json, save), json=json)
+    finish(commands.show(store, run, json, save), json=json)
 
 
 @app.command()
@@ -130,7 +123,7 @@ def trace(run: RunArg = "last", store: StoreOption = None) -> None:
     """Draw a run as a tree with durations and where the time went."""
     from lockstep.cli import commands
 
-    _finish(commands.trace(store, run))
+    finish(commands.trace(store, run))
 
 
 @app.command()
@@ -138,7 +131,7 @@ def approvals(store: StoreOption = None, json: JsonOption = False) -> None:
     """List what waits for a person."""
     from lockstep.cli import commands
 
-    _finish(commands.approvals(store, json), json=json)
+    finish(commands.approvals(store, json), json=json)
 
 
 @app.command()
@@ -151,7 +144,7 @@ def approve(
     """Approve exactly the call that was shown."""
     from lockstep.cli import commands
 
-    _finish(commands.answer(store, approval, given=True, by=by, because="", resume=resume))
+    finish(commands.answer(store, approval, given=True, by=by, because="", resume=resume))
 
 
 @app.command()
@@ -165,7 +158,7 @@ def refuse(
     """Refuse a call that waits for approval."""
     from lockstep.cli import commands
 
-    _finish(commands.answer(store, approval, given=False, by=by, because=because, resume=resume))
+    finish(commands.answer(store, approval, given=False, by=by, because=because, resume=resume))
 
 
 @app.command()
@@ -183,7 +176,7 @@ def resume(
     """Drive on a run that waited or whose process died."""
     from lockstep.cli import commands
 
-    _finish(commands.resume(store, run, happened=happened, result=result, by=by, json=json), json=json)
+    finish(commands.resume(store, run, happened=happened, result=result, by=by, json=json), json=json)
 
 
 @app.command()
@@ -191,7 +184,7 @@ def doubts(store: StoreOption = None, json: JsonOption = False) -> None:
     """List the calls whose outcome nobody knows."""
     from lockstep.cli import doubts
 
-    _finish(doubts.doubts(store, json), json=json)
+    finish(doubts.doubts(store, json), json=json)
 
 
 @app.command()
@@ -205,7 +198,7 @@ def settle(
     """Say what became of a call in doubt."""
     from lockstep.cli import doubts
 
-    _finish(doubts.settle(store, call, happened=happened, result=result, by=by))
+    finish(doubts.settle(store, call, happened=happened, result=result, by=by))
 
 
 @app.command()
@@ -213,7 +206,7 @@ def cancel(run: RunArg, by: ByOption = "", store: StoreOption = None) -> None:
     """End an unfinished run for good."""
     from lockstep.cli import commands
 
-    _finish(commands.cancel(store, run, by))
+    finish(commands.cancel(store, run, by))
 
 
 @app.command()
@@ -221,7 +214,7 @@ def verify(run: RunArg = "last", store: StoreOption = None, json: JsonOption = F
     """Prove that a run's record is whole, or name the first broken event."""
     from lockstep.cli import commands
 
-    _finish(commands.verify(store, run, json), json=json)
+    finish(commands.verify(store, run, json), json=json)
 
 
 @app.command()
@@ -229,7 +222,7 @@ def record(run: RunArg, file: Annotated[Path, typer.Argument(metavar="FILE")], s
     """Save a run's model replies as a recording that runs again without a provider."""
     from lockstep.cli import commands
 
-    _finish(commands.record(store, run, file))
+    finish(commands.record(store, run, file))
 
 
 @app.command()
@@ -237,7 +230,7 @@ def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
     """Say what this machine can do and what is missing."""
     from lockstep.cli import commands
 
-    _finish(commands.doctor(store, json), json=json)
+    finish(commands.doctor(store, json), json=json)
 
 
 @app.command()
@@ -247,23 +240,10 @@ def setup(
     """Install or build what an isolation tier needs, then try it: gvisor, process or microvm."""
     from lockstep.cli import commands
 
-    _finish(commands.setup(tier, store))
+    finish(commands.setup(tier, store))
 
 
-def _finish(task: Coroutine[Any, Any, int], *, json: bool = False) -> None:
-    """Await a command's body and leave with its exit code. With `json`, an error is the one object on stdout."""
-    import asyncio
-
-    try:
-        code = asyncio.run(task)
-    except KeyboardInterrupt as error:  # here, because typer has an end of its own for it
-        _print_error(error, json)
-        code = _say(error)
-    except Exception as error:
-        _print_error(error, json)
-        raise
-    sys.stdout.flush()  # here and not at exit, so that a closed pipe ends quietly
-    raise typer.Exit(code)
+oversight.add_to(app)
 
 
 def main() -> None:
@@ -274,58 +254,4 @@ def main() -> None:
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the edge: always a sentence, never a traceback
-        sys.exit(_say(error))
-
-
-class _Said(NamedTuple):
-    """An error as a user is told of it."""
-
-    code: str
-    message: str
-    remedy: str
-    exit_code: int
-
-
-def _said(error: BaseException) -> _Said:
-    from lockstep.errors import LockstepError
-
-    if isinstance(error, LockstepError):
-        return _Said(error.code, error.message, error.remedy, error.exit_code)
-    if isinstance(error, KeyboardInterrupt):
-        remedy = "A run that had begun goes on with `lockstep resume`; nothing recorded is lost."
-        return _Said("interrupted", "interrupted.", remedy, 130)
-    if isinstance(error, OSError):
-        named = f"{error.filename}: " if error.filename else ""
-        remedy = "Check path, space and permissions; nothing recorded is lost."
-        return _Said("os", f"{named}{error.strerror or error}.", remedy, 2)
-    message = f"internal error{_place(error)}: {type(error).__name__}: {error}"
-    return _Said("internal", message, "Nothing recorded is lost; LOCKSTEP_DEBUG=1 shows the whole traceback.", 1)
-
-
-def _print_error(error: BaseException, json: bool) -> None:
-    if json:
-        from lockstep.cli.terminal import print_json
-
-        said = _said(error)
-        print_json({"error": {"code": said.code, "message": said.message, "remedy": said.remedy}})
-
-
-def _say(error: BaseException) -> int:
-    from lockstep.cli.terminal import printable  # what a tool said may be in it
-
-    said = _said(error)
-    if said.code == "internal" and os.environ.get("LOCKSTEP_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
-    print(f"lockstep: {printable(said.message)}", file=sys.stderr)
-    if said.remedy:
-        print(f"  {printable(said.remedy)}", file=sys.stderr)
-    return said.exit_code
-
-
-def _place(error: BaseException) -> str:
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        sys.exit(say(error))

@@ -101,6 +101,8 @@ def waiting_as_json(item: Waiting) -> dict[str, Any]:
 def _stop_reason(state: State) -> str | None:
     if state.status is not Status.SUSPENDED:
         return state.stop_reason or None
+    if state.suspended_for == "agent_stopped":
+        return "agent_stopped"
     return "in_doubt" if any(call.phase is Phase.DOUBTED for call in state.calls) else "approval"
 
 

@@ -92,7 +92,7 @@ class Live:
             self._line("asks", f"[bold]{plain(call.name)}[/] {one_line(call.arguments, _LIVE_CHARS)}")
         tokens = f"{event.input_tokens} in, {event.output_tokens} out"
         cost = "cost unknown" if event.cost_usd is None else f"${event.cost_usd}"
-        self._console.print(f"  [dim]{plain(event.model)}: {tokens}, {cost}, {_duration(event.latency_ms)}[/]")
+        self._console.print(f"  [dim]{plain(event.model)}: {tokens}, {cost}, {duration(event.latency_ms)}[/]")
 
     def _judged(self, call: CallState, event: ev.CallJudged) -> None:
         style = _VERDICT_STYLE.get(event.verdict, "white")
@@ -154,7 +154,7 @@ def print_run(console: Console, state: State, drift: Sequence[str]) -> None:
         console.print(f"[yellow]unlocked[/]: differs in {plain('; '.join(drift))}")
     for call in state.all_calls:
         how = f"{call.verdict or 'not judged'} ({', '.join(call.policies) or '-'}), {call.effect.value}"
-        where = f", {call.tier}, {_duration(call.duration_ms)}" if call.tier else ""
+        where = f", {call.tier}, {duration(call.duration_ms)}" if call.tier else ""
         asked = f"  {call.id} {_name(call)} {one_line(call.arguments)}"
         console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
         for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS])):
@@ -180,7 +180,7 @@ def print_trace(console: Console, recorded: Sequence[Recorded], state: State) ->
     unlocked = " (unlocked)" if state.unlocked else ""
     outcome = _outcome(state.stop_reason or state.status.value)
     tree = Tree(
-        f"[bold]{plain(root.name)}[/] {_duration(root.duration_ms)} {outcome} [dim]lock {state.lock[:12]}{unlocked}[/]"
+        f"[bold]{plain(root.name)}[/] {duration(root.duration_ms)} {outcome} [dim]lock {state.lock[:12]}{unlocked}[/]"
         if state.lock
         else plain(root.name)
     )
@@ -214,7 +214,7 @@ def _because(reason: str) -> str:
 
 
 def _grow(tree: Tree, node: Node) -> None:
-    parts = [node.kind, _duration(node.duration_ms)]
+    parts = [node.kind, duration(node.duration_ms)]
     if node.name:
         parts.insert(1, f"[bold]{one_line(node.name, _LIVE_CHARS)}[/]")
     if node.outcome:
@@ -240,23 +240,24 @@ def _where(spent: Spent) -> str:
         "lockstep": spent.other,
     }
     total = spent.total or 1.0
-    shown = [f"{name} {_duration(ms)} ({ms / total:.0%})" for name, ms in parts.items() if ms > 0]
+    shown = [f"{name} {duration(ms)} ({ms / total:.0%})" for name, ms in parts.items() if ms > 0]
     return f"[dim]where the time went:[/] {', '.join(shown) or 'nowhere'}"
 
 
 def _took(event: ev.EffectSettled) -> str:
     """Where a call ran and how long each part took."""
-    begin = "warm" if event.warm else f"start {_duration(event.start_ms)}"
-    queue = f", queue {_duration(event.queue_ms)}" if event.queue_ms >= 1 else ""
+    begin = "warm" if event.warm else f"start {duration(event.start_ms)}"
+    queue = f", queue {duration(event.queue_ms)}" if event.queue_ms >= 1 else ""
     tier = "emulated, not a security boundary," if event.tier == Tier.EMULATED else event.tier or "no sandbox"
-    return f"{tier} {begin}{queue}, run {_duration(event.run_ms)}"
+    return f"{tier} {begin}{queue}, run {duration(event.run_ms)}"
 
 
 def _degraded(tier: str) -> str:
     return f"[yellow]degraded: {tier} was asked for[/] " if tier else ""
 
 
-def _duration(ms: float) -> str:
+def duration(ms: float) -> str:
+    """A time that a person can read."""
     if ms < 1000:
         return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
     seconds = ms / 1000

@@ -29,6 +29,8 @@ from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
 from lockstep.gate.sources import Provenance, Tracing
 from lockstep.journal.events import CallJudged
+from lockstep.journal.port import Stops
+from lockstep.journal.stops import require_running
 from lockstep.kernel.state import CallState, Phase, State
 from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, now_ms
 
@@ -49,10 +51,14 @@ class Release:
 
 
 class Gate:
-    """The gate of one locked agent. Holds no state of runs: what it must know comes with the run's `State`."""
+    """The gate of one locked agent. Holds no state of runs: what it must know comes with the run's `State`.
 
-    def __init__(self, agent: LockedAgent, policies: Policies) -> None:
+    Whether the agent is stopped is asked of `stops` before every permit.
+    """
+
+    def __init__(self, agent: LockedAgent, policies: Policies, stops: Stops) -> None:
         self.agent = agent
+        self._stops = stops
         self._policies = policies
         self._arguments = ArgumentChecker({name: tool.input_schema for name, tool in agent.tools.items()})
         self._mint = PermitMint()
@@ -110,6 +116,8 @@ class Gate:
 
         Raises:
             PermitError: it was not let through, or what would run is not what was judged; nothing ran.
+            AgentStopped: somebody stopped the agent.
+            StoreError: whether it is stopped cannot be read.
         """
         if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
@@ -122,7 +130,7 @@ class Gate:
                 remedy=f"`lockstep verify {state.run}` says whether its record was changed.",
             )
         return Release(
-            permit=self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS),
+            permit=self._permit(digest, now_ms),
             tool=tool,
             arguments=arguments.value,
             digest=digest,
@@ -154,8 +162,12 @@ class Gate:
         judged = self._by_policy(state, probing, asked, question, digest, provenance)
         if judged.verdict != "allow":
             raise PermitError(f"Policy does not allow {asked.name}: {'; '.join(judged.reasons)}")
-        permit = self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS)
+        permit = self._permit(digest, now_ms)
         return Release(permit=permit, tool=asked, arguments=value, digest=digest, key=digest)
+
+    def _permit(self, digest: Digest, now_ms: int) -> Permit:
+        require_running(self._stops, self.agent.name)
+        return self._mint.issue(digest, expires_at_ms=now_ms + PERMIT_TTL_MS)
 
     def freed_by(self, call: CallState, text: str) -> tuple[str, ...]:
         """The terms that end the receipt of this call, now that its result is known."""

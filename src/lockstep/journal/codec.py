@@ -26,7 +26,7 @@ INLINE_BYTES = 4096
 COMPRESS_BYTES = 512
 """Bodies above this are deflated when that makes them smaller; JSON never begins like a zlib stream, so no flag."""
 GENESIS = bytes(32)
-_REFERENCE = "\0blob:"  # a body that itself starts with NUL is always stored out of line, so this cannot be forged
+REFERENCE = "\0blob:"  # a body that itself starts with NUL is always stored out of line, so this cannot be forged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +65,9 @@ def decode(kind: str, body: bytes, load: Callable[[Digest], bytes]) -> Event:
     except (ValueError, zlib.error) as error:
         raise JournalCorrupt(f"A {kind} event does not parse: {error}.") from error
     changes: dict[str, Any] = {
-        name: load(Digest(text.removeprefix(_REFERENCE))).decode(errors="surrogatepass")
+        name: load(Digest(text.removeprefix(REFERENCE))).decode(errors="surrogatepass")
         for name in getattr(event, "BODIES", ())
-        if (text := getattr(event, name)).startswith(_REFERENCE)
+        if (text := getattr(event, name)).startswith(REFERENCE)
     }
     return replace(event, **changes) if changes else event
 
@@ -117,7 +117,7 @@ def _out_of_line(text: str, blobs: list[tuple[Digest, bytes]]) -> str:
         return text
     digest = sha256(data)
     blobs.append((digest, data))
-    return _REFERENCE + digest
+    return REFERENCE + digest
 
 
 _NO_DEFAULT = object()

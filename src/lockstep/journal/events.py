@@ -294,7 +294,7 @@ class EffectReconciled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSuspended:
-    """The run waits for a person: `approval` or `in_doubt`. It costs nothing while it does."""
+    """The run waits for a person: `approval`, `in_doubt` or `agent_stopped`. It costs nothing while it does."""
 
     TYPE: ClassVar[str] = "run.suspended"
 

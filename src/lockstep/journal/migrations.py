@@ -27,6 +27,14 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE extracts (run INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL);
     """,
+    # Who stopped which agent and let it go on: a chain of its own, which every process of the store may lengthen.
+    """
+    CREATE TABLE stops (
+        seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, type TEXT NOT NULL, agent TEXT NOT NULL, body BLOB NOT NULL,
+        hash BLOB NOT NULL
+    );
+    CREATE INDEX stops_by_agent ON stops (agent, seq);
+    """,
 )
 OLDEST_READABLE = 1
 """A store with this many migrations can be read as it is; only writing brings it forward."""

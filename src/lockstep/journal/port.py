@@ -50,7 +50,28 @@ class Verification:
     problem: str = ""
 
 
-class Journal(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """An agent is stopped: by whom, why, and since when."""
+
+    agent: str
+    by: str
+    because: str
+    at_ms: int
+
+
+class Stops(Protocol):
+    """Which agents are stopped. Every process of a store sees the same."""
+
+    def stop_of(self, agent: str) -> Stop | None:
+        """The stop that stands against this agent, or None; read anew each time, in microseconds.
+
+        Raises:
+            StoreError: it cannot be read. Whoever asks must not go on then.
+        """
+
+
+class Journal(Stops, Protocol):
     """An append-only record. `(run, seq)` is a fence: of two writers of event 17 exactly one succeeds."""
 
     async def append(self, run: RunId, first_seq: int, entries: Sequence[Entry]) -> None:

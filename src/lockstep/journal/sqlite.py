@@ -17,9 +17,10 @@ from lockstep.errors import JournalCorrupt, StoreError
 from lockstep.journal.codec import GENESIS, decode, encode, link, seal, unpack
 from lockstep.journal.events import ENDED, DoubtSettled, Event, Recorded, RunStarted
 from lockstep.journal.migrations import OLDEST_READABLE, check_version, migrate
-from lockstep.journal.port import Entry, RunRow, SessionRun, Verification
+from lockstep.journal.port import Entry, RunRow, SessionRun, Stop, Verification
 from lockstep.journal.sqlite_file import DATABASE, connect, hold, require_all_runs, translate
 from lockstep.journal.sqlite_writer import Append, GroupWriter, Keep
+from lockstep.journal.stops import newest
 from lockstep.values import Digest, RunId, sha256
 
 # Cast, because SQLite lets anybody who edits the file put any type into any column.
@@ -175,6 +176,9 @@ class SQLiteJournal:
             problem = "event 1 is missing"
         broken = expected if problem else None
         return Verification(run=run, events=len(rows), head=head.hex(), broken_seq=broken, problem=problem)
+
+    def stop_of(self, agent: str) -> Stop | None:
+        return newest(self._reader, self.directory, agent)
 
     async def close(self) -> None:
         if self._closed:

@@ -222,7 +222,7 @@ def _doubt_settled(state: State, event: ev.DoubtSettled, at_ms: int) -> _Changes
 
 
 def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes:
-    return {"status": Status.SUSPENDED, "message": event.message}
+    return {"status": Status.SUSPENDED, "suspended_for": event.reason, "message": event.message}
 
 
 def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
@@ -233,6 +233,7 @@ def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
     return {
         "calls": tuple(replace(call, **anew) if call.phase is Phase.DOUBTED else call for call in state.calls),
         "status": Status.RUNNING,
+        "suspended_for": "",
         "message": "",
         "context_built": False,
         "crashes": state.crashes + event.after_crash,

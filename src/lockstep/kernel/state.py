@@ -169,6 +169,8 @@ class State:
     """Newest replies that asked for malformed calls only."""
     crashes: int = 0
     """Crashes since anything was last achieved."""
+    suspended_for: str = ""
+    """While suspended: the reason that the driver gave."""
     stop_reason: str = ""
     message: str = ""
     receipts: Mapping[str, Receipt] = field(default_factory=dict)

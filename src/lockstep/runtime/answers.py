@@ -23,6 +23,7 @@ from lockstep.journal.events import (
     RunStarted,
 )
 from lockstep.journal.port import Journal, RunRow
+from lockstep.journal.stops import require_running
 from lockstep.kernel.apply import apply, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
 from lockstep.runtime.reading import UNSEEDED, Unreadable, read_run, read_state, unfinished, waiting
@@ -34,6 +35,7 @@ async def answer_approval(journal: Journal, approval: str, *, given: bool, by: s
 
     Raises:
         RunError: no such approval waits, or it has expired.
+        AgentStopped: somebody stopped the agent; refusing is possible all the same.
     """
     runs = await unfinished(journal)
     found = [item for item in waiting(runs) if item.call.approval == approval and item.call.digest]
@@ -42,6 +44,8 @@ async def answer_approval(journal: Journal, approval: str, *, given: bool, by: s
         but = f" What waits in {', '.join(broken)} cannot be read." if broken else ""
         raise RunError(f"No approval {approval} is waiting.{but}", remedy="`lockstep approvals` lists those that are.")
     state, call = found[0].state, found[0].call
+    if given:
+        require_running(journal, state.agent)
     if given and now_ms() >= call.approval_expires_ms:
         raise RunError(f"Approval {approval} has expired.", remedy=f"`lockstep resume {state.run}` goes on without it.")
     digest = call.digest

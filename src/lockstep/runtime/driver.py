@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from lockstep.agent.locked import LockedAgent
-from lockstep.errors import JournalCorrupt, PermitError, RunError
+from lockstep.errors import AgentStopped, JournalCorrupt, PermitError, RunError
 from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
 from lockstep.journal import events as ev
 from lockstep.journal.port import Entry, Journal, RunRow
+from lockstep.journal.stops import require_running
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import apply, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
@@ -27,6 +28,7 @@ from lockstep.memory.window import window
 from lockstep.model.port import Model, Settings
 from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, replied, retried, settled
 from lockstep.runtime.reading import History, read_history, read_run
+from lockstep.runtime.stopping import StopWatch, halted
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
 from lockstep.values import Effect, RunId, new_run_id, new_token, now_ms
 
@@ -112,6 +114,7 @@ class Driver:
         self._tools = tools
         self._watcher = watcher or Silent()
         self._sleep = sleep
+        self._stops = StopWatch(journal, agent.name)
         self._definitions = definitions(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
         self._starting: set[str] = set()
@@ -125,8 +128,10 @@ class Driver:
 
         Raises:
             RunError: the session's newest run has not finished, or the session is of another principal or agent.
+            AgentStopped: somebody stopped the agent.
             JournalCorrupt: an earlier run of the session that counts cannot be read.
         """
+        require_running(self._journal, self.agent.name)
         if started.session in self._starting:
             raise RunError(f"Session {started.session!r} is being given another run at this moment.")
         self._starting.add(started.session)
@@ -155,15 +160,17 @@ class Driver:
         """Drive on a run that waited or whose process died; one that still waits or has finished is left as it is.
 
         Raises:
+            AgentStopped: somebody stopped the agent, and the run has not finished.
             JournalCorrupt: the run's record does not hold; nothing is done on the strength of a changed past.
         """
         return await self._resume(await self._open(run), by=by)
 
     async def _resume(self, live: _Live, *, by: str) -> State:
         state = live.state
-        if state.status is Status.FINISHED or (
-            state.status is Status.SUSPENDED and not do.resumable(state, now_ms(), self.agent.tools)
-        ):
+        if state.status is Status.FINISHED:
+            return state
+        require_running(self._journal, self.agent.name)
+        if state.status is Status.SUSPENDED and not do.resumable(state, now_ms(), self.agent.tools):
             return state
         seen = await self._journal.verify(state.run)
         if seen.broken_seq is not None:
@@ -188,8 +195,14 @@ class Driver:
 
     async def _drive(self, live: _Live) -> State:
         try:
-            while command := do.decide(live.state, self.agent.budget, now_ms(), self.agent.tools):
-                await self._perform(live, command)
+            async with self._stops.heeded():
+                while command := do.decide(live.state, self.agent.budget, now_ms(), self.agent.tools):
+                    await self._perform(live, command)
+                await live.flush()
+        except AgentStopped as stopped:
+            await self._tools.end(live.state.run)  # nothing of the run runs on when its suspension is recorded
+            for event in halted(live.state, stopped):
+                live.record(event)
             await live.flush()
         finally:
             await self._tools.end(live.state.run)

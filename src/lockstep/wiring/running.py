@@ -92,7 +92,7 @@ def open_driver(
         agent=agent,
         settings=model_settings(agent.model),
         journal=journal,
-        gate=Gate(agent, check(directory, lock)),
+        gate=Gate(agent, check(directory, lock), journal),
         model=model,
         tools=tools,
         watcher=watcher,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
+from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.journal.sqlite_file import DATABASE
+from lockstep.journal.stops import StopBook
 from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
 from lockstep.sandbox.image.suites import next_suite
@@ -19,6 +21,7 @@ from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
 from lockstep.tools.starting import Guest
+from lockstep.values import RunId
 
 STORE_ENV = "LOCKSTEP_STORE"
 STORE_NAME = ".lockstep"
@@ -103,6 +106,21 @@ def fetch_newer_runsc() -> str:
     """
     suite = next_suite()
     return fetch(suite) if suite else ""
+
+
+@contextlib.contextmanager
+def opened_stops(store: Store) -> Iterator[StopBook]:
+    """Who stopped which agent, to read and write, whichever process holds the store."""
+    stops = StopBook.open(store.directory)
+    try:
+        yield stops
+    finally:
+        stops.close()
+
+
+def audited(store: Store, *, run: RunId | None, session: str | None) -> SQLiteAudit:
+    """What an audit record is made of; a context manager whose body sees one moment of the store."""
+    return SQLiteAudit(store.directory, run=run, session=session)
 
 
 @contextlib.asynccontextmanager

@@ -12,10 +12,11 @@ import pytest
 from inprocess import ALLOW_ALL, ASK_BOOK, BOOK, LOOK, SEND, gate_of, locked_agent, locked_tool, started
 
 from lockstep.agent.locked import Budget, LockedAgent
-from lockstep.errors import PermitError
+from lockstep.errors import AgentStopped, PermitError
 from lockstep.gate.gate import PERMIT_TTL_MS, Describing, Gate
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.journal.events import CallJudged
+from lockstep.journal.port import Stop
 from lockstep.kernel.apply import apply, start
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Totals
 from lockstep.kernel.transcript import opening
@@ -328,3 +329,15 @@ def test_asking_a_source_what_it_offers_takes_a_permit_of_its_own() -> None:
     with pytest.raises(PermitError):
         permit.redeem(other_digest, 0)
     other.redeem(other_digest, 0)
+
+
+class _StoppedByAda:
+    def stop_of(self, agent: str) -> Stop:
+        return Stop(agent=agent, by="ada", because="it books twice", at_ms=0)
+
+
+def test_a_stopped_agent_gets_no_permit_for_what_was_allowed() -> None:
+    agent = locked_agent()
+    call = allowed(gate_of(agent), state_of(agent), called("look"))
+    with pytest.raises(AgentStopped, match="ada"):
+        gate_of(agent, _StoppedByAda()).release(state_of(agent), call, NOW)
