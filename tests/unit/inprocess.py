@@ -5,12 +5,14 @@ Both implement the Protocols the driver knows. Nothing here decides: gate, kerne
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
+from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
 from lockstep.agent.spec import LimitsSection, ModelSection
 from lockstep.gate.gate import Gate
@@ -47,6 +49,8 @@ def locked_tool(
     schema: JsonObject = ANY_ARGUMENTS,
     dedupe_on: tuple[str, ...] | None = None,
     fee_usd: str = "0",
+    timeout_s: float = 5.0,
+    **repeats: Any,
 ) -> LockedTool:
     definition: JsonObject = {"name": name, "description": f"{name} it", "inputSchema": schema}
     return LockedTool(
@@ -59,10 +63,11 @@ def locked_tool(
         egress=(),
         env={},
         limits=LimitsSection(),
-        timeout_s=5.0,
+        timeout_s=timeout_s,
         fee_usd=Decimal(fee_usd),
         source="python:tools.py",
         code={},
+        repeats=Repeats(**repeats),
     )
 
 
@@ -175,8 +180,10 @@ class Functions:
         self.swept = 0
         self.ended: list[RunId] = []
 
-    async def call(self, call: PermittedCall, permit: Permit) -> Outcome:
+    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         permit.redeem(call.digest, now_ms())
+        if on_overdue is not None:
+            asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue)
         self.ran[f"{call.run}/{call.id}"] += 1
         self.calls.append(call)
         self.permits.append(permit)
