@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
@@ -60,11 +60,7 @@ class GVisorBody:
         return self._limit_bytes + OVERHEAD_BYTES
 
     async def started(self, framed: FramedChild) -> None:
-        """Return when the process inside is known to run, or to have run.
-
-        Raises:
-            SandboxUnavailable: runsc failed, or the process was not running within `START_S` seconds.
-        """
+        """Until runsc says so, for at most `START_S` seconds."""
         deadline = time.monotonic() + START_S
         while not (self._sentry.running() or framed.talked.is_set()):
             if framed.ended.done():
@@ -113,8 +109,8 @@ class GVisorBody:
 async def spawn(
     way: Runsc,
     spec: SandboxSpec,
+    mounts: Mapping[str, Path],
     remains: Remains,
-    egress_socket: Path | None,
     destroy: Callable[[bool], Awaitable[None]],
 ) -> GVisorBody:
     """Write the bundle and start `runsc run` in a session of its own.
@@ -122,11 +118,11 @@ async def spawn(
     Where `setpriv` exists it dies with the thread that called this, so with us; elsewhere `sweep` finds it.
 
     Raises:
-        ConfigError: the mounts of the spec are refused.
         SandboxUnavailable: the binary cannot be executed.
     """
     cgroup = remains.cgroup if way.cgroups else None
-    write_bundle(remains.bundle, spec, cgroup=cgroup, egress_socket=egress_socket)
+    egress_socket = remains.egress_socket if spec.egress else None
+    write_bundle(remains.bundle, spec, mounts, cgroup=cgroup, egress_socket=egress_socket)
     run = ("run", f"--bundle={remains.bundle}", remains.id)
     command = way.command(remains.state_root, *run, log=remains.log, egress=egress_socket is not None)
     setpriv = shutil.which("setpriv")

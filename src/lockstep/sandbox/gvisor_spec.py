@@ -61,16 +61,12 @@ def check_mounts(mounts: Mapping[str, Path]) -> dict[str, Path]:
 def write_bundle(
     bundle: Path,
     spec: SandboxSpec,
+    mounts: Mapping[str, Path],
     *,
     cgroup: str | None,
     egress_socket: Path | None,
 ) -> None:
-    """Write `config.json` and the skeleton root file system into an existing empty directory.
-
-    Raises:
-        ConfigError: the mounts are refused, see `check_mounts`.
-    """
-    mounts = check_mounts(spec.mounts)
+    """Write `config.json` and the skeleton root file system, with these checked mounts, into an empty directory."""
     root = bundle / "rootfs"
     for directory in ("usr", "dev", "etc", "proc", "run", "sys", "tmp", "work"):
         (root / directory).mkdir(parents=True)

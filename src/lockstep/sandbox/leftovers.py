@@ -68,12 +68,29 @@ class Ledger:
         """Record a new sandbox, then make its directories.
 
         Raises:
-            SandboxUnavailable: one of both cannot be written; neither is left.
+            OSError: one of both cannot be written; neither is left.
         """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        token = new_token("s")
+        remains = Remains(
+            id=token,
+            directory=f"{_short_temporary_directory()}/lockstep-{token}",
+            owner_pid=os.getpid(),
+            owner_started=_started(os.getpid()) or 0,
+        )
+        draft = self._folder / f"{token}.draft"
         try:
-            return self._create()
-        except OSError as error:
-            raise unwritable(error) from error
+            draft.write_text(json.dumps(asdict(remains)))
+            draft.replace(self._folder / f"{token}.json")
+            os.mkdir(remains.directory, 0o700)
+            remains.state_root.mkdir()
+            remains.bundle.mkdir()
+        except OSError:
+            draft.unlink(missing_ok=True)
+            remove_files(remains)
+            self.forget(remains)
+            raise
+        return remains
 
     async def hunt(self, remains: Remains) -> None:
         """Kill every process of this sandbox and wait until none is seen any more."""
@@ -102,29 +119,6 @@ class Ledger:
         """Kill what is left of a sandbox, then remove its files."""
         await self.hunt(remains)
         await self.remove(remains)
-
-    def _create(self) -> Remains:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        token = new_token("s")
-        remains = Remains(
-            id=token,
-            directory=f"{_short_temporary_directory()}/lockstep-{token}",
-            owner_pid=os.getpid(),
-            owner_started=_started(os.getpid()) or 0,
-        )
-        draft = self._folder / f"{token}.draft"
-        try:
-            draft.write_text(json.dumps(asdict(remains)))
-            draft.replace(self._folder / f"{token}.json")
-            os.mkdir(remains.directory, 0o700)
-            remains.state_root.mkdir()
-            remains.bundle.mkdir()
-        except OSError:
-            draft.unlink(missing_ok=True)
-            remove_files(remains)
-            self.forget(remains)
-            raise
-        return remains
 
     def forget(self, remains: Remains) -> None:
         (self._folder / f"{remains.id}.json").unlink(missing_ok=True)
