@@ -33,6 +33,7 @@ from lockstep.sandbox.contract import Backend, Limits, Process, ProcessEnded, Sa
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
 from lockstep.sandbox.interpreter import interpreter
+from lockstep.sandbox.leftovers import Ledger
 from lockstep.sandbox.microvm import MicroVM
 from lockstep.sandbox.qemu import Qemu
 from lockstep.values import now_ms, sha256
@@ -785,16 +786,16 @@ asyncio.run(main())
         assert host.stdout.readline() == b"up\n"
         left = Here(backend=here.make(tmp_path), state_dir=tmp_path, mint=PermitMint())
         assert len(left.traces()) > 4
-        asyncio.run(left.backend.sweep())
+        asyncio.run(Ledger(tmp_path).sweep())
         assert len(processes_of(*(trace for trace in left.traces() if "/lockstep-" in trace))) >= 2, "its host lives"
     finally:
         host.send_signal(signal.SIGKILL)
         host.wait(PATIENCE_S)
 
     async def scene() -> None:
-        assert await left.backend.sweep() == 2
+        assert await Ledger(tmp_path).sweep() == 2
         assert left.traces() == []
-        assert await left.backend.sweep() == 0
+        assert await Ledger(tmp_path).sweep() == 0
 
     play(scene)
 

@@ -134,9 +134,6 @@ class TierBackend(ABC, Generic[W]):
         except OSError as error:
             raise unwritable(error) from error
 
-    async def sweep(self) -> int:
-        return await self._ledger.sweep()
-
     async def _standing(self) -> _Standing[W]:
         async with self._trying:
             if self._known is None:

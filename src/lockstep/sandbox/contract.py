@@ -206,6 +206,3 @@ class Backend(Protocol):
             ConfigError: a mount is missing, nested or not a plain file or directory; nothing was started.
             SandboxUnavailable: the backend failed; nothing of the tool ran.
         """
-
-    async def sweep(self) -> int:
-        """Destroy what an earlier process of this store left behind; returns how many."""

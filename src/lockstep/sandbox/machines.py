@@ -70,7 +70,7 @@ class Machines:
         self._monitor = monitor
         self._cache = cache
         self._ledger = ledger
-        self._snapshots = Snapshots(cache / "snapshots")
+        self._snapshots = Snapshots.below(cache)
         self._restless: set[Digest] = set()
         self._ground: Ground | None = None
 
@@ -107,10 +107,6 @@ class Machines:
             read = Drive(path=snapshot / "drive", digest=drive.digest, size_bytes=drive.size_bytes)
             _, link = await self._clone(held, self._machine(spec, read), snapshot, remains, egress)
             link.stderr.begin_with((snapshot / "stderr").read_bytes())
-
-    def trim(self) -> int:
-        """Remove snapshots beyond the bounds; returns how many."""
-        return self._snapshots.trim()
 
     def _machine(self, spec: SandboxSpec, drive: Drive) -> Machine:
         return Machine(

@@ -52,11 +52,6 @@ class MicroVM(TierBackend[Ground]):
         self._draws_anew = draws_anew
         self._machines = Machines(monitor, cache, self._ledger)
 
-    async def sweep(self) -> int:
-        swept = await super().sweep()
-        await asyncio.to_thread(self._machines.trim)
-        return swept
-
     async def _grounds(self) -> Grounds:
         ground = await self._machines.look()
         return [self._name, ground.version, ground.image.digest, os.uname().release, os.geteuid()]
