@@ -32,6 +32,7 @@ class GVisor(TierBackend[Runsc]):
     def __init__(self, state_dir: Path, runsc: str | None = None) -> None:
         super().__init__(state_dir, Tier.GVISOR, "gvisor")
         self._named = runsc
+        self._skeletons = state_dir / "skeletons"
 
     async def _grounds(self) -> Grounds:
         path = locate(self._named)
@@ -57,7 +58,7 @@ class GVisor(TierBackend[Runsc]):
         return "Run `lockstep setup gvisor` for a newer runsc, or allow ptrace on this host."
 
     async def _spawn(self, way: Runsc, spec: SandboxSpec, mounts: Mapping[str, Path], remains: Remains) -> GVisorBody:
-        return await spawn(way, spec, mounts, remains, functools.partial(self._end, way, remains))
+        return await spawn(way, spec, mounts, remains, self._skeletons, functools.partial(self._end, way, remains))
 
     async def _end(self, way: Runsc, remains: Remains, clean: bool) -> None:
         await (self._ledger.remove(remains) if clean else self._destroy(way, remains))

@@ -22,7 +22,9 @@ from lockstep.sandbox.runsc import RUNSC_ENV, Runsc
 from lockstep.sandbox.sentry import Sentry, fatal_error, trim_log
 
 START_S = 20.0
-_LOOK_S = 0.004
+_LOOK_S = 0.008
+_SOONEST_S = 0.06
+"""Sooner than this no runsc has a sandbox running, and looking costs as much as what else we do for it."""
 _KILLED = 128 + signal.SIGKILL
 _RUNSC_FAILED = (128, -signal.SIGKILL)  # runsc's own exit code for what it could not do, or its own death
 _LOG_BYTES = 256 * 2**10
@@ -61,16 +63,16 @@ class GVisorBody:
 
     async def started(self, framed: FramedChild) -> None:
         """Until runsc says so, for at most `START_S` seconds."""
-        deadline = time.monotonic() + START_S
+        began = time.monotonic()
         while not (self._sentry.running() or framed.talked.is_set()):
             if framed.ended.done():
                 if failure := self._failure_to_start(framed):
                     raise SandboxUnavailable(f"The gVisor sandbox did not start: {failure}.", remedy=_REMEDY)
                 return  # it ran, and ended before we looked
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + START_S:
                 message = f"The gVisor sandbox did not start within {START_S:.0f} s."
                 raise SandboxUnavailable(message, remedy=_REMEDY)
-            await asyncio.wait([framed.ended], timeout=_LOOK_S)
+            await asyncio.sleep(_LOOK_S if time.monotonic() - began > _SOONEST_S else _SOONEST_S)
 
     def sample(self) -> None:
         self._sentry.sample()
@@ -111,6 +113,7 @@ async def spawn(
     spec: SandboxSpec,
     mounts: Mapping[str, Path],
     remains: Remains,
+    skeletons: Path,
     destroy: Callable[[bool], Awaitable[None]],
 ) -> GVisorBody:
     """Write the bundle and start `runsc run` in a session of its own.
@@ -122,7 +125,7 @@ async def spawn(
     """
     cgroup = remains.cgroup if way.cgroups else None
     egress_socket = remains.egress_socket if spec.egress else None
-    write_bundle(remains.bundle, spec, mounts, cgroup=cgroup, egress_socket=egress_socket)
+    write_bundle(remains.bundle, skeletons, spec, mounts, cgroup=cgroup, egress_socket=egress_socket)
     run = ("run", f"--bundle={remains.bundle}", remains.id)
     command = way.command(remains.state_root, *run, log=remains.log, egress=egress_socket is not None)
     setpriv = shutil.which("setpriv")

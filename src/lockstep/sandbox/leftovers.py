@@ -102,8 +102,7 @@ class Ledger:
     async def remove(self, remains: Remains) -> None:
         """Remove files and control group; what resists stays recorded for the next sweep."""
         for _ in range(_ATTEMPTS):
-            remove_files(remains)
-            if is_gone(remains):
+            if await asyncio.to_thread(_removed, remains):
                 self.forget(remains)
                 return
             await asyncio.sleep(_PAUSE_S)  # a control group stays busy until its last process is reaped
@@ -173,6 +172,12 @@ def remove_files(remains: Remains) -> None:
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and directory.name == remains.cgroup
     if ours and not _has_mounts(directory):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _removed(remains: Remains) -> bool:
+    """In a thread: a dozen hierarchies of control groups are looked through, and the kernel takes its time."""
+    remove_files(remains)
+    return is_gone(remains)
 
 
 def is_gone(remains: Remains) -> bool:
