@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -840,7 +841,9 @@ def binary(here: Here, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["gone", "broken"])
-def test_a_tier_that_stops_working_is_offered_no_longer(here: Here, binary: Path, broken: bool, tmp_path: Path) -> None:
+def test_a_tier_that_stops_working_is_offered_no_longer(
+    here: Here, binary: Path, broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = SandboxSpec(argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1])
     working = binary.read_text()
 
@@ -863,7 +866,11 @@ def test_a_tier_that_stops_working_is_offered_no_longer(here: Here, binary: Path
         assert lost.remedy
         assert not [name for name in os.listdir(tmp_path) if name.endswith(".json")], "the proof is forgotten"
         assert Here(backend, tmp_path, here.mint).traces() == []
+        assert await backend.available() is lost, "it is not tried at every call"
         change(working)
+        in_an_hour = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("lockstep.sandbox.backend.time", in_an_hour)
+        assert (await backend.available()).available, "but later again"
         assert (await here.make(tmp_path).available()).available
 
     play(scene)

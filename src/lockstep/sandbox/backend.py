@@ -31,8 +31,8 @@ from lockstep.sandbox.uncancelled import to_the_end
 from lockstep.values import Json, Tier
 
 _REMEDY = "Run `lockstep doctor` to see what this machine can do."
-_LOST_S = 60.0
-"""A tier that worked and stopped is tried again after this time."""
+_LOST_S, _LOST_TIMES = 60.0, 20
+"""A tier that worked and stopped is tried again after this time, or as many times what trying took."""
 
 W = TypeVar("W")
 """What a tier runs sandboxes with, where there are several ways to choose from."""
@@ -138,17 +138,24 @@ class TierBackend(ABC, Generic[W]):
         async with self._trying:
             if self._known is None:
                 self._known = await self._recall()
-            if self._known is None or time.monotonic() > self._known.until:
+            if self._known is None:
                 self._known = await self._try_out()
+            elif time.monotonic() > self._known.until:
+                self._known = await self._try_again()
             return self._known
 
     async def _doubt(self, failed: _Standing[W]) -> _Standing[W]:
         """What is known after a start failed: tried anew, once for all that failed meanwhile."""
         async with self._trying:
             if self._known is failed or self._known is None:
-                anew = await self._try_out()
-                self._known = anew if anew.way is not None else replace(anew, until=time.monotonic() + _LOST_S)
+                self._known = await self._try_again()
             return self._known
+
+    async def _try_again(self) -> _Standing[W]:
+        began = time.monotonic()
+        anew = await self._try_out()
+        pause_s = max(_LOST_S, _LOST_TIMES * (time.monotonic() - began))
+        return replace(anew, until=math.inf if anew.findings.available else time.monotonic() + pause_s)
 
     async def _recall(self) -> _Standing[W] | None:
         with contextlib.suppress(SandboxUnavailable, KeyError, TypeError):  # the canary says it better
