@@ -7,7 +7,9 @@
 
 PYTHON ?= python3
 TESTS ?=
-# gVisor tests use about a core each, so two at a time; one file stays in one process. A narrowed run stays in this one.
+# gVisor tests use about a core each, so two at a time; one file stays in one process. In the order of their names the
+# long files come before the many short ones of tests/unit; xdist's own order has those with few, long tests last, alone.
+# A narrowed run stays in this one.
 WORKERS ?= $(if $(TESTS),0,2)
 LOCKSTEP_DATA ?= ../shared/data
 RECORDING ?= $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
@@ -29,7 +31,7 @@ demo:  ## the travel example from a request to a booking, offline, in sandboxes
 
 test:  ## the tests; TESTS=tests/unit narrows
 	@$(PYTHON) scripts/setup.py --dev
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
 	@$(PYTHON) scripts/setup.py --dev

@@ -1,6 +1,6 @@
 """Replay recorded conversations of a real model through loop, gate and gVisor sandboxes, and compare.
 
-    python examples/airline/replay.py --recording FILE [--limit N] [--keep DIR]
+    python examples/airline/replay.py --recording FILE [--limit N] [--keep DIR] [--isolation TIER]
 
 Each conversation is a session of several runs, one for each user message; each has its own airline outside the sandbox.
 The model's replies come from the recording; every tool call is judged and run for real. Ends with
@@ -58,7 +58,7 @@ def main() -> int:
     try:
         recordings = load_recordings(options.recording, options.limit)
         world = load_world(options.world)
-        compared = asyncio.run(replay(recordings, world.database, options.keep))
+        compared = asyncio.run(replay(recordings, world.database, options.keep, options.isolation))
     except (DataError, LockstepError) as error:
         print(f"airline: {error}", file=sys.stderr)
         return 2
@@ -72,28 +72,32 @@ def main() -> int:
 
 
 async def replay(
-    recordings: Sequence[Recording], database: Mapping[str, Mapping[str, Any]], keep: Path | None = None
+    recordings: Sequence[Recording],
+    database: Mapping[str, Mapping[str, Any]],
+    keep: Path | None = None,
+    isolation: str = "gvisor",
 ) -> list[Compared]:
     """Replay every conversation, a few at a time, in one store; `keep` is where the agent and its store stay."""
     directory = Path(tempfile.mkdtemp(prefix="lockstep-airline-")) if keep is None else keep
     try:
         with serve(database) as service:
-            return await _Replay(directory, service).all(recordings)
+            return await _Replay(directory, service, isolation).all(recordings)
     finally:
         if keep is None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Replay:
-    def __init__(self, directory: Path, service: AirlineService) -> None:
+    def __init__(self, directory: Path, service: AirlineService, isolation: str) -> None:
         self._directory = directory
+        self._isolation = isolation
         self._service = service
         self._store = Store(directory=directory / ".lockstep")
         self._tools = self._store.tools()
         self._code = self._store.code()
 
     async def all(self, recordings: Sequence[Recording]) -> list[Compared]:
-        _copy_agent(self._directory, f"127.0.0.1:{self._service.port}", recordings)
+        _copy_agent(self._directory, f"127.0.0.1:{self._service.port}", self._isolation, recordings)
         self._lock = await locking.resolve_agent(self._directory, self._tools, self._code)
         (self._directory / LOCK_FILE).write_text(to_text(self._lock), encoding="utf-8")
         await running.require_tiers(self._tools, locked_agent(self._lock))
@@ -183,11 +187,14 @@ def _plain(recording: Recording) -> list[dict[str, Any]]:
     return out
 
 
-def _copy_agent(directory: Path, address: str, recordings: Sequence[Recording]) -> None:
-    """The agent with the service's real address, and with the policy the recorded model was given as its prompt."""
+def _copy_agent(directory: Path, address: str, isolation: str, recordings: Sequence[Recording]) -> None:
+    """The agent with the service's real address, this isolation, and as its prompt the policy the model was given."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in AGENT_FILES:
         text = (HERE / name).read_text(encoding="utf-8").replace(ADDRESS_IN_FILES, address)
+        if name == "agent.toml":
+            for table in ("[[tools]]\n", "[policy]\n"):
+                text = text.replace(table, f'{table}isolation = "{isolation}"\n')
         (directory / name).write_text(text, encoding="utf-8")
     if recordings and recordings[0].policy:
         (directory / "prompt.md").write_text(recordings[0].policy, encoding="utf-8")
@@ -198,6 +205,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--recording", type=Path, default=data_directory() / "tau1_airline_gpt-4o.jsonl.zst")
     parser.add_argument("--world", type=Path, default=data_directory() / "worlds_tau1.json.zst")
     parser.add_argument("--limit", type=int, help="only the first N conversations")
+    parser.add_argument("--isolation", default="gvisor", help="the weakest tier for the tools (gvisor)")
     parser.add_argument("--keep", type=Path, help="directory for agent and store, kept afterwards")
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ from lockstep.errors import PermitError, SandboxBusy
 from lockstep.gate.permit import PermitMint
 from lockstep.sandbox.contract import Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.interpreter import interpreter
+from lockstep.sandbox.leftovers import Ledger
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, NotReady, Recipe, Room
 from lockstep.values import now_ms
@@ -318,7 +319,7 @@ asyncio.run(main())
 
     async def scene() -> None:
         assert left.traces()
-        await left.backend.sweep()
+        await Ledger(tmp_path).sweep()
         assert left.traces() == []
 
     play(scene)

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from lockstep.sandbox.contract import Backend, Limits, Process, ProcessEnded, Sa
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.gvisor import GVisor
 from lockstep.sandbox.interpreter import interpreter
+from lockstep.sandbox.leftovers import Ledger
 from lockstep.sandbox.microvm import MicroVM
 from lockstep.sandbox.qemu import Qemu
 from lockstep.values import now_ms, sha256
@@ -701,14 +703,6 @@ def test_a_mount_that_would_open_the_sandbox_is_refused(here: Here, tmp_path: Pa
     play(scene)
 
 
-def test_a_program_that_is_not_there_is_no_end_of_a_process(here: Here) -> None:
-    async def scene() -> None:
-        with pytest.raises(SandboxUnavailable, match="did not start"):
-            await here.backend.start(SandboxSpec(argv=("/nowhere",), mounts={}))
-
-    play(scene)
-
-
 # Ends
 
 
@@ -793,16 +787,16 @@ asyncio.run(main())
         assert host.stdout.readline() == b"up\n"
         left = Here(backend=here.make(tmp_path), state_dir=tmp_path, mint=PermitMint())
         assert len(left.traces()) > 4
-        asyncio.run(left.backend.sweep())
+        asyncio.run(Ledger(tmp_path).sweep())
         assert len(processes_of(*(trace for trace in left.traces() if "/lockstep-" in trace))) >= 2, "its host lives"
     finally:
         host.send_signal(signal.SIGKILL)
         host.wait(PATIENCE_S)
 
     async def scene() -> None:
-        assert await left.backend.sweep() == 2
+        assert await Ledger(tmp_path).sweep() == 2
         assert left.traces() == []
-        assert await left.backend.sweep() == 0
+        assert await Ledger(tmp_path).sweep() == 0
 
     play(scene)
 
@@ -821,6 +815,73 @@ def test_the_canary_says_what_it_tried(here: Here) -> None:
         assert await here.backend.available() is findings
         later = here.make(here.state_dir)
         assert (await later.available()).available
+        assert "proven before" in dict((await later.available()).details).values()
+        anew = dict((await later.canary()).details)
+        assert anew.keys() == tried.keys(), "an old proof is no answer to somebody who asks for the canary"
+        assert await later.available() is await later.canary()
+
+    play(scene)
+
+
+BINARIES = {gvisor: "runsc", bubblewrap: "bwrap", emulated: "qemu-system-x86_64"}
+
+
+@pytest.fixture
+def binary(here: Here, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The backend's program behind a script of our own, which can be broken."""
+    variable = f"LOCKSTEP_{BINARIES[here.make].partition('-')[0].upper()}"
+    real = shutil.which(os.environ.get(variable) or BINARIES[here.make])
+    with tempfile.TemporaryDirectory(prefix="lockstep-test-") as folder:
+        os.chmod(folder, 0o755)  # emulated machines run as nobody
+        script = Path(folder, "program")
+        script.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv(variable, str(script))
+        yield script
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["gone", "broken"])
+def test_a_tier_that_stops_working_is_offered_no_longer(
+    here: Here, binary: Path, broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SandboxSpec(argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1])
+    working = binary.read_text()
+
+    def change(text: str) -> None:
+        if text:
+            binary.write_text(text)
+            binary.chmod(0o755)
+        else:
+            binary.unlink()
+
+    async def scene() -> None:
+        assert (await here.make(tmp_path).available()).available
+        backend = here.make(tmp_path)
+        assert "proven before" in dict((await backend.available()).details).values()
+        change("#!/bin/sh\nexit 1\n" if broken else "")
+        with pytest.raises(SandboxUnavailable):
+            await backend.start(spec)
+        lost = await backend.available()
+        assert not lost.available
+        assert lost.remedy
+        assert not [name for name in os.listdir(tmp_path) if name.endswith(".json")], "the proof is forgotten"
+        assert Here(backend, tmp_path, here.mint).traces() == []
+        assert await backend.available() is lost, "it is not tried at every call"
+        change(working)
+        in_an_hour = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("lockstep.sandbox.backend.time", in_an_hour)
+        assert (await backend.available()).available, "but later again"
+        assert (await here.make(tmp_path).available()).available
+
+    play(scene)
+
+
+def test_a_program_that_is_not_there_is_no_end_of_a_process_and_takes_no_tier_away(here: Here) -> None:
+    async def scene() -> None:
+        with pytest.raises(SandboxUnavailable, match="did not start"):
+            await here.backend.start(SandboxSpec(argv=("/nowhere",), mounts={}))
+        assert (await here.backend.available()).available
+        assert await here.ask("answer(1)") == 1
 
     play(scene)
 
@@ -863,7 +924,7 @@ def test_a_remembered_way_that_fails_is_forgotten_and_searched_again(tmp_path: P
     async def scene() -> None:
         assert await here.ask("answer(1)") == 1
         proven = json.loads(memory.read_text())
-        aged = {**proven, "way": {**proven["way"], "platform": "no-such-platform"}}
+        aged = {**proven, "found": {**proven["found"], "platform": "no-such-platform"}}
         memory.write_text(json.dumps(aged))
         later = Here(GVisor(tmp_path), tmp_path, PermitMint())
         assert await later.ask("answer(2)") == 2

@@ -19,6 +19,7 @@ from lockstep.sandbox.contract import Limits, SandboxSpec
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.firecracker import Firecracker
 from lockstep.sandbox.guest_limits import machine_memory_mib
+from lockstep.sandbox.leftovers import Ledger
 from lockstep.sandbox.link import Link
 from lockstep.sandbox.microvm import PYTHON, MicroVM
 from lockstep.sandbox.monitor import Machine
@@ -140,7 +141,7 @@ async def prove():
     here = Here(MicroVM(STATE, Firecracker(), CACHE, draws_anew=lambda spec: True))
     answers = [(await here.call(ECHO, question, {"/tool": TOOL}))[0] for question in (b"one", b"two")]
     report("ready", answers=answers, snapshots=len(list((CACHE / "snapshots").iterdir())))
-    report("left", files=left_behind(), processes=host_view(), swept=await backend.sweep())
+    report("left", files=left_behind(), processes=host_view(), swept=await Ledger(STATE).sweep())
 
 
 def without_root():

@@ -25,10 +25,18 @@ pytestmark = [
 ]
 
 
-def test_all_recorded_conversations_replay_with_equal_results_and_states() -> None:
-    done = _replay("--recording", str(RECORDING), "--world", str(WORLD), timeout_s=800)
+@pytest.mark.parametrize(
+    ("arguments", "counted"),
+    [
+        (("--isolation", "process"), "results 413/413, states 60/60, runs 446"),
+        (("--limit", "4"), "results 35/35, states 4/4, runs 26"),
+    ],
+    ids=["all in the quickest sandboxes", "four in gVisor"],  # `make airline` replays all of them in gVisor
+)
+def test_recorded_conversations_replay_with_equal_results_and_states(arguments: tuple[str, ...], counted: str) -> None:
+    done = _replay("--recording", str(RECORDING), "--world", str(WORLD), *arguments, timeout_s=800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert done.stdout.rstrip().splitlines()[-1] == "airline: results 413/413, states 60/60, runs 446"
+    assert done.stdout.rstrip().splitlines()[-1] == f"airline: {counted}"
 
 
 def test_a_changed_result_is_seen(tmp_path: Path) -> None:
@@ -37,7 +45,9 @@ def test_a_changed_result_is_seen(tmp_path: Path) -> None:
 
     changed = read_text(RECORDING).splitlines()[0].replace('\\"Mia\\"', '\\"Eve\\"')
     (tmp_path / "changed.jsonl").write_text(changed + "\n")
-    done = _replay("--recording", str(tmp_path / "changed.jsonl"), "--world", str(WORLD), timeout_s=120)
+    done = _replay(
+        "--recording", str(tmp_path / "changed.jsonl"), "--world", str(WORLD), "--isolation", "process", timeout_s=120
+    )
     assert done.returncode == 1
     assert "states 1/1" in done.stdout
     assert "expected" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,34 @@ def test_what_stands_in_for_a_tier_is_said_in_every_result(tmp_path: Path, inste
     assert done.code == FINISHED, done.all
     assert [(each["tier"], each["degraded"]) for each in done.json["calls"]] == [(instead, "microvm")] * 3
     assert "degraded: microvm was asked for" in agent("trace").out
+
+
+@pytest.mark.parametrize(
+    ("stops", "entry", "policy", "ran"),
+    [
+        ("bwrap", 'isolation = "process"', 'isolation = "process"', ("gvisor", "")),
+        ("runsc", "", 'degrade = { gvisor = "process" }', ("process", "gvisor")),
+    ],
+    ids=["stronger", "degraded"],
+)
+def test_a_tier_that_stops_working_gives_way_to_the_next(
+    tmp_path: Path, stops: str, entry: str, policy: str, ran: tuple[str, str]
+) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bwrap is not installed (Debian package bubblewrap)")
+    variable = f"LOCKSTEP_{stops.upper()}"
+    script = tmp_path / stops
+    script.write_text(f'#!/bin/sh\nexec {shutil.which(os.environ.get(variable) or stops)} "$@"\n')
+    script.chmod(0o755)
+    env = {"FIRECRACKER_BIN": "/nowhere", "LOCKSTEP_QEMU": "/nowhere", variable: str(script)}
+    agent = agent_with(tmp_path / "agent", entry, policy, calls=2)
+    assert agent("lock", str(agent.directory), env=env).code == FINISHED
+    proven = script.stat()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    os.utime(script, ns=(proven.st_atime_ns, proven.st_mtime_ns))  # nothing tells a later process but that it fails
+    done = agent.run("count", env=env)
+    assert done.code == FINISHED, done.all
+    assert [(each["tier"], each.get("degraded", "")) for each in done.json["calls"]] == [ran] * 2
 
 
 def test_only_the_server_of_a_run_keeps_state_and_for_that_run_alone(tmp_path: Path) -> None:

@@ -409,13 +409,14 @@ say(written)
         code="""
 made = 0
 try:
-    while made < 200_000 and time.monotonic() < asked["begin"] + 20:
+    while True:
         os.mkdir(f"/work/{made}")
         made += 1
 except OSError:
     pass
 say(made)
 """,
+        passes=lambda said: said < 2**14,  # where it answers; elsewhere each counts as memory, and that ends it
     ),
     Payload(
         name="descriptors used up",

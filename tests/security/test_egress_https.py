@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,72 @@ def test_a_tunnel_that_carries_something_else_is_closed_before_a_byte_flows(
             assert (record.method, record.allowed, record.status) == ("CONNECT", False, None)
             assert why in record.reason
             assert all(seen.startswith(b"broken: 0 bytes") for seen in here.service.seen)
+
+    play(scene)
+
+
+@asynccontextmanager
+async def retrying_world(folder: Path) -> AsyncIterator[World]:
+    """A service that wants a key of a kind that no client here sends first, and so asks for another ClientHello."""
+    upstream = EgressCA(folder / "upstream")
+    server = upstream.server("localhost")
+    server.set_ecdh_curve("secp384r1")
+    trust = ssl.create_default_context(cafile=str(upstream.roots()))
+    trust.minimum_version = ssl.TLSVersion.TLSv1_3
+    async with world(folder, WHOLE, names=LOCALHOST, server=server, trust=trust) as here:
+        yield here
+
+
+def test_a_second_hello_for_the_same_host_is_passed_on(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with retrying_world(tmp_path) as here:
+            assert await here.inside(GET) == OK
+            assert here.record().allowed
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (hello(b"evil.example"), "inside it asks for evil.example"),
+        (bytes((20, 3, 3, 0, 1, 1)) + hello(b"evil.example"), "inside it asks for evil.example"),
+        (hello(b"localhost", (0xFE0D, b"\0")), "ECH"),
+        (bytes((22, 3, 3, 0, 4, 11, 0, 0, 0)), "does not begin with a TLS ClientHello"),
+    ],
+    ids=["another name", "behind a change of cipher", "ECH", "something else"],
+)
+@pytest.mark.parametrize("early", [False, True], ids=["asked for", "not waiting to be asked"])
+@pytest.mark.parametrize("step", [0, 3], ids=["whole", "in pieces"])
+def test_a_second_hello_for_another_host_closes_the_tunnel(
+    tmp_path: Path, second: bytes, why: str, early: bool, step: int
+) -> None:
+    async def scene() -> None:
+        async with retrying_world(tmp_path) as here:
+            assert here.trust is not None
+            outgoing = ssl.MemoryBIO()
+            client = here.trust.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+            with pytest.raises(ssl.SSLWantReadError):
+                client.do_handshake()
+            reader, writer = await asyncio.open_unix_connection(here.socket)
+            writer.write(here.filled(CONNECT))
+            assert await reader.readexactly(len(CONNECTED)) == CONNECTED
+            writer.write(outgoing.read() + (second if early else b""))
+            if not early:
+                asked = await reader.readexactly(5)
+                assert asked[0] == 22
+                retry = await reader.readexactly(int.from_bytes(asked[3:]))
+                assert retry[6:38] == sha256(b"HelloRetryRequest").digest()
+                for at in range(0, len(second), step or len(second)):
+                    writer.write(second[at : at + (step or len(second))])
+                    await writer.drain()
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(65536):
+                    pass
+            writer.close()
+            record = here.record()
+            assert (record.allowed, record.status) == (False, None)
+            assert ("before the server has answered" if early else why) in record.reason
 
     play(scene)
 

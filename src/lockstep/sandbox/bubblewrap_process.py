@@ -12,19 +12,19 @@ import json
 import os
 import select
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.cgroup import Cgroup
 from lockstep.sandbox.contract import Limits, SandboxSpec
-from lockstep.sandbox.framed import kill_child
+from lockstep.sandbox.framed import FramedChild, kill_child
 from lockstep.sandbox.guest import launch
 from lockstep.sandbox.guest.filter import program
 from lockstep.sandbox.gvisor_spec import EGRESS_SOCKET, ETC, SYSTEM, USER, environment, rlimits
 from lockstep.sandbox.interpreter import interpreter
 from lockstep.sandbox.leftovers import Ledger, Remains
-from lockstep.sandbox.process import SandboxProcess
 from lockstep.sandbox.sentry import cgroup_cpu_s, tree_cpu_s, tree_memory_bytes
 
 _REMEDY = "Run `lockstep doctor` to see what this machine can do."
@@ -45,8 +45,11 @@ class BubblewrapBody:
         cgroup: Cgroup | None,
         ledger: Ledger,
         remains: Remains,
+        status: int,
     ) -> None:
+        """`status`: the descriptor on which the launcher inside says how far it came."""
         self.child = child
+        self._status = status
         self._limit_bytes = spec.limits.memory_bytes
         self._cgroup = cgroup
         self._ledger = ledger
@@ -57,6 +60,18 @@ class BubblewrapBody:
     @property
     def memory_limit_bytes(self) -> int:
         return self._limit_bytes + _OVERHEAD_BYTES
+
+    async def started(self, framed: FramedChild) -> None:
+        """Until the launcher has become the tool."""
+        said = await asyncio.to_thread(_read_all, self._status)
+        if said == b"+":
+            return
+        if said:
+            why = said.decode(errors="replace").lstrip("+")
+        else:
+            await asyncio.wait([framed.ended], timeout=_START_S)
+            why = framed.stderr_tail().strip().rpartition("\n")[2][-300:] or "bubblewrap ended without a word"
+        raise SandboxUnavailable(f"The bubblewrap sandbox did not start: {why}.", remedy=_REMEDY)
 
     def sample(self) -> None:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -87,8 +102,12 @@ class BubblewrapBody:
 
 async def spawn(
     bwrap: str, spec: SandboxSpec, mounts: Mapping[str, Path], remains: Remains, ledger: Ledger
-) -> tuple[BubblewrapBody, int]:
-    """Start `bwrap` in a group of its own; also the descriptor on which the launcher inside says how far it came."""
+) -> BubblewrapBody:
+    """Start `bwrap` in a group of its own.
+
+    Raises:
+        SandboxUnavailable: the binary cannot be executed.
+    """
     as_root = os.geteuid() == 0
     limits = spec.limits
     cgroup = None
@@ -121,10 +140,13 @@ async def spawn(
                 start_new_session=True,
                 preexec_fn=cgroup.joins() if cgroup else None,
             )
+        except (OSError, subprocess.SubprocessError) as error:
+            os.close(status)
+            raise SandboxUnavailable(f"{bwrap} does not start: {error}.", remedy=_REMEDY) from error
         except BaseException:
             os.close(status)
             raise
-    return BubblewrapBody(child, spec, cgroup, ledger, remains), status
+    return BubblewrapBody(child, spec, cgroup, ledger, remains, status)
 
 
 def _rlimits(limits: Limits, *, grouped: bool) -> list[tuple[str, int]]:
@@ -171,24 +193,6 @@ def _options(spec: SandboxSpec, mounts: Mapping[str, Path], remains: Remains, as
 def _parents(target: str) -> list[str]:
     """The directories above a mount point, without the root; what bubblewrap makes by itself only root may enter."""
     return [str(parent) for parent in PurePosixPath(target).parents][:-1]
-
-
-async def started(status: int, process: SandboxProcess) -> None:
-    """Return when the launcher has become the tool.
-
-    Raises:
-        SandboxUnavailable: it did not get that far; nothing of the tool ran.
-    """
-    said = await asyncio.to_thread(_read_all, status)
-    if said == b"+":
-        return
-    if said:
-        why = said.decode(errors="replace").lstrip("+")
-    else:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(process.framed.ended), _START_S)
-        why = process.stderr_tail().strip().rpartition("\n")[2][-300:] or "bubblewrap ended without a word"
-    raise SandboxUnavailable(f"The bubblewrap sandbox did not start: {why}.", remedy=_REMEDY)
 
 
 def _read_all(descriptor: int) -> bytes:

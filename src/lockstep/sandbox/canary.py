@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from lockstep.errors import SandboxUnavailable
+from lockstep.errors import LockstepError
 from lockstep.sandbox.contract import Limits, Process, ProcessEnded, SandboxSpec
 from lockstep.sandbox.interpreter import interpreter
+from lockstep.sandbox.leftovers import unwritable
 
 _ANSWER_S = 10.0
 _LIMITS = Limits(wall_s=_ANSWER_S, output_bytes=64 * 2**10)
@@ -49,12 +50,14 @@ async def passes(name: str, start: Start, python: Python | None = None) -> tuple
     """
     try:
         seen, start_ms = await _ask(start, python or interpreter())
-    except SandboxUnavailable as error:
+    except LockstepError as error:
         return False, ((name, error.message),)
     except ProcessEnded as ended:
         return False, ((name, f"{ended}: {ended.stderr[-300:]}".strip(": ")),)
     except (TimeoutError, ValueError, KeyError, TypeError) as error:
         return False, ((name, f"no sensible answer from the sandbox ({type(error).__name__})"),)
+    except OSError as error:
+        return False, ((name, unwritable(error).message),)
     tried = tuple((action, str(seen[action])) for action in _MUST_BE_REFUSED)
     refused = all(outcome.startswith("refused") for _, outcome in tried)
     return refused, ((name, f"started in {start_ms:.0f} ms, sees {seen['system']}"), *tried)

@@ -194,7 +194,10 @@ class Backend(Protocol):
         """Start a real sandbox, talk to it, and try things that must be refused. Cached for the process."""
 
     async def available(self) -> Findings:
-        """As `canary`, or what an earlier process of this store proved for the same binary, kernel and user."""
+        """As `canary`, or what an earlier process of this store proved for the same binary, kernel and user.
+
+        After a start that failed, what a canary then found: a tier that stopped working is not available any more.
+        """
 
     async def start(self, spec: SandboxSpec) -> Process:
         """Start a fresh sandbox whose egress is shut; whoever holds the process closes it.
@@ -203,6 +206,3 @@ class Backend(Protocol):
             ConfigError: a mount is missing, nested or not a plain file or directory; nothing was started.
             SandboxUnavailable: the backend failed; nothing of the tool ran.
         """
-
-    async def sweep(self) -> int:
-        """Destroy what an earlier process of this store left behind; returns how many."""

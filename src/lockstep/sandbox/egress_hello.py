@@ -6,6 +6,8 @@ the name, or be read as two names, is refused.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 HELLO_BYTES = 32 * 2**10
@@ -15,6 +17,9 @@ _HANDSHAKE, _CLIENT_HELLO, _TLS_MAJOR = 22, 1, 3
 _RECORD_HEADER, _MESSAGE_HEADER = 5, 4
 _RECORD_BYTES = 2**14
 _SERVER_NAME, _HOST_NAME = 0, 0
+_SERVER_HELLO, _SERVER_RANDOM = b"\x02", slice(6, 38)
+_RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
+"""The random value of a ServerHello that is a HelloRetryRequest."""
 _ENCRYPTED = frozenset({0xFE0D, 0xFFCE, *range(0xFE08, 0xFE0D)})
 """Extensions that carry the real name encrypted: Encrypted Client Hello, its drafts, and ESNI before it."""
 
@@ -36,6 +41,11 @@ class HelloReader:
         """Everything fed so far."""
         self._message = bytearray()
         self._at = 0
+
+    @property
+    def behind(self) -> bytes:
+        """What was fed beyond the last whole record."""
+        return bytes(self.raw[self._at :])
 
     def feed(self, piece: bytes) -> ClientHello | None:
         """The hello when `piece` completes it, else None.
@@ -80,6 +90,71 @@ class HelloReader:
         if len(self._message) > end:
             raise ValueError("something stands behind its ClientHello in the same record")
         return bytes(self._message[_MESSAGE_HEADER:])
+
+
+class HelloWatch:
+    """Watches a tunnel that is passed through for a second ClientHello, until none can come any more.
+
+    A server may answer the first with HelloRetryRequest (RFC 8446, 4.1.4). It is then sent another in plain text, which
+    need not name the same host; `check` is given that one. Nothing else is looked into.
+    """
+
+    def __init__(self, check: Callable[[ClientHello], None]) -> None:
+        self._check = check
+        self._answer = bytearray()
+        self._answered = self._settled = False
+        self._second: HelloReader | None = None
+        self._held = b""
+        self._left = 0
+        """Bytes of the client's record under way that are passed on unseen."""
+
+    def from_server(self, piece: bytes) -> bytes:
+        """The same; only a ServerHello that asks for no other hello settles it."""
+        if self._answered:
+            return piece
+        self._answer += piece
+        message, at = b"", 0
+        while len(self._answer) - at >= _RECORD_HEADER and self._answer[at] == _HANDSHAKE:
+            begin = at + _RECORD_HEADER
+            at = begin + int.from_bytes(self._answer[begin - 2 : begin])
+            message += self._answer[begin:at]
+        said = message[_SERVER_RANDOM]
+        if len(said) == len(_RETRY) or (len(self._answer) > at and self._answer[at] != _HANDSHAKE):
+            self._answered = True
+            self._settled = message[:1] == _SERVER_HELLO and said != _RETRY
+        return piece
+
+    def from_client(self, piece: bytes) -> bytes:
+        """What of all that came so far may be passed on now.
+
+        Raises:
+            ValueError: it may not; one phrase that says why. Also whatever `check` raises.
+        """
+        data, self._held = self._held + piece, b""
+        passed = b""
+        while data and not self._settled:
+            if self._left:
+                passed += data[: self._left]
+                self._left, data = max(0, self._left - len(data)), data[self._left :]
+            elif self._second is None and len(data) < _RECORD_HEADER:
+                self._held, data = data, b""
+            elif self._second is None and data[0] != _HANDSHAKE:
+                self._left = _RECORD_HEADER + int.from_bytes(data[_RECORD_HEADER - 2 : _RECORD_HEADER])
+            else:
+                passed, data = passed + self._hello(data), b""
+        return passed + data
+
+    def _hello(self, data: bytes) -> bytes:
+        """The second ClientHello and what came with it, once it is whole and checked."""
+        if not self._answered:
+            raise ValueError("it goes on before the server has answered its ClientHello")
+        self._second = self._second or HelloReader()
+        hello = self._second.feed(data)
+        if hello is None:
+            return b""
+        self._check(hello)
+        self._settled = True
+        return bytes(self._second.raw)
 
 
 class _Fields:

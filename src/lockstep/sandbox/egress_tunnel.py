@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import ssl
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import h11
@@ -15,7 +17,7 @@ from lockstep.sandbox.egress_ca import EgressCA
 from lockstep.sandbox.egress_dial import Dialer
 from lockstep.sandbox.egress_exchange import EgressCaps, Exchange
 from lockstep.sandbox.egress_forward import Call, look
-from lockstep.sandbox.egress_hello import HelloReader
+from lockstep.sandbox.egress_hello import ClientHello, HelloReader, HelloWatch
 from lockstep.sandbox.egress_rules import Target, parse_authority, parse_target, refusal, tunnels
 from lockstep.sandbox.egress_tls import TlsStream
 from lockstep.sandbox.egress_wire import CHUNK_BYTES, Caller, Refused, Sink, Source
@@ -61,14 +63,16 @@ class Tunnels:
         try:
             hello = await self._hello(caller, host)
             exchange.allowed = True
-            _count(exchange, "bytes_out", hello, self.caps.request_bytes)
-            writer.write(hello)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pour(caller.reader, writer, exchange, "bytes_out", self.caps.request_bytes))
-                group.create_task(_pour(reader, caller.writer, exchange, "bytes_in", self.caps.reply_bytes))
+            watch = HelloWatch(functools.partial(_check, host))
+            out = _Flow(exchange, "bytes_out", self.caps.request_bytes, watch.from_client)
+            back = _Flow(exchange, "bytes_in", self.caps.reply_bytes, watch.from_server)
+            first = hello.raw[: len(hello.raw) - len(hello.behind)]
+            writer.write(out.counted(bytes(first)) + out.counted(watch.from_client(hello.behind)))
+            await _both(out.pour(caller.reader, writer), back.pour(reader, caller.writer))
             exchange.status = 200
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        except ValueError as error:
+            exchange.allowed = False
+            raise _closed(caller, host, error) from None
         finally:
             writer.transport.abort()
 
@@ -78,7 +82,7 @@ class Tunnels:
         except SandboxUnavailable as error:
             raise Refused(502, str(error)) from None
         hello = await self._hello(caller, host)
-        stream = TlsStream(caller.reader, caller.writer, context, hello)
+        stream = TlsStream(caller.reader, caller.writer, context, bytes(hello.raw))
         try:
             async with asyncio.timeout(self.caps.head_s):
                 await stream.handshake()
@@ -86,15 +90,14 @@ class Tunnels:
             raise Refused(400, f"TLS inside the tunnel to {host} failed: {error.reason or error}.") from None
         return Caller(stream, stream)
 
-    async def _hello(self, caller: Caller, host: str) -> bytes:
+    async def _hello(self, caller: Caller, host: str) -> HelloReader:
         """Say that the tunnel is open, and read the ClientHello that comes first in it, to the byte."""
         await caller.connected()
         try:
             async with asyncio.timeout(self.caps.head_s):
                 return await _checked_hello(caller, host)
         except ValueError as error:
-            caller.writer.write(_ACCESS_DENIED)
-            raise Refused(403, f"The tunnel to {host} is closed: {error}.") from None
+            raise _closed(caller, host, error) from None
 
 
 def inner_target(request: h11.Request, exchange: Exchange) -> Target:
@@ -122,34 +125,61 @@ def inner_target(request: h11.Request, exchange: Exchange) -> Target:
     return target
 
 
-async def _checked_hello(caller: Caller, host: str) -> bytes:
+async def _checked_hello(caller: Caller, host: str) -> HelloReader:
     reader = HelloReader()
     piece = caller.rest
     while (hello := reader.feed(piece)) is None:
         piece = await caller.reader.read(CHUNK_BYTES)
         if not piece:
             raise ValueError("it ended before its ClientHello did")
+    _check(host, hello)
+    return reader
+
+
+def _check(host: str, hello: ClientHello) -> None:
     if hello.encrypted:
         raise ValueError("it encrypts the name of the host it asks for (ECH)")
     if hello.server_name != host and not (hello.server_name is None and _is_address(host)):
         raise ValueError(f"inside it asks for {hello.server_name or 'no host at all'}")
-    return bytes(reader.raw)
 
 
-async def _pour(source: Source, sink: Sink, exchange: Exchange, counter: str, cap: int) -> None:
-    while chunk := await source.read(CHUNK_BYTES):
-        _count(exchange, counter, chunk, cap)
-        sink.write(chunk)
-        await sink.drain()
-    if sink.can_write_eof():
-        sink.write_eof()
+def _closed(caller: Caller, host: str, why: Exception) -> Refused:
+    caller.writer.write(_ACCESS_DENIED)
+    return Refused(403, f"The tunnel to {host} is closed: {why}.")
 
 
-def _count(exchange: Exchange, counter: str, chunk: bytes, cap: int) -> None:
-    moved = getattr(exchange, counter) + len(chunk)
-    setattr(exchange, counter, moved)
-    if moved > cap:
-        raise Refused(502, f"The tunnel carried more than {cap} bytes.")
+async def _both(one: Coroutine[None, None, None], other: Coroutine[None, None, None]) -> None:
+    """Both to their ends, or as far as the first failure."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one)
+            group.create_task(other)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """One direction of a tunnel: what `passes` lets through, counted in `counter` of the exchange."""
+
+    exchange: Exchange
+    counter: str
+    cap: int
+    passes: Callable[[bytes], bytes]
+
+    async def pour(self, source: Source, sink: Sink) -> None:
+        while chunk := await source.read(CHUNK_BYTES):
+            sink.write(self.counted(self.passes(chunk)))
+            await sink.drain()
+        if sink.can_write_eof():
+            sink.write_eof()
+
+    def counted(self, chunk: bytes) -> bytes:
+        moved = getattr(self.exchange, self.counter) + len(chunk)
+        setattr(self.exchange, self.counter, moved)
+        if moved > self.cap:
+            raise Refused(502, f"The tunnel carried more than {self.cap} bytes.")
+        return chunk
 
 
 def _is_address(host: str) -> bool:

@@ -73,10 +73,10 @@ class Firecracker:
     tier = Tier.MICROVM
 
     def __init__(self, installed: Installed | None = None) -> None:
-        self._found = installed
+        self._given = self._found = installed
 
     async def prepare(self) -> str:
-        self._found = self._found or await locate()
+        self._found = self._given or await locate()
         await runs_guests()
         return self._found.version
 

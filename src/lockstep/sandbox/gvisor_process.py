@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
@@ -22,7 +22,9 @@ from lockstep.sandbox.runsc import RUNSC_ENV, Runsc
 from lockstep.sandbox.sentry import Sentry, fatal_error, trim_log
 
 START_S = 20.0
-_LOOK_S = 0.004
+_LOOK_S = 0.008
+_SOONEST_S = 0.06
+"""Sooner than this no runsc has a sandbox running, and looking costs as much as what else we do for it."""
 _KILLED = 128 + signal.SIGKILL
 _RUNSC_FAILED = (128, -signal.SIGKILL)  # runsc's own exit code for what it could not do, or its own death
 _LOG_BYTES = 256 * 2**10
@@ -60,21 +62,17 @@ class GVisorBody:
         return self._limit_bytes + OVERHEAD_BYTES
 
     async def started(self, framed: FramedChild) -> None:
-        """Return when the process inside is known to run, or to have run.
-
-        Raises:
-            SandboxUnavailable: runsc failed, or the process was not running within `START_S` seconds.
-        """
-        deadline = time.monotonic() + START_S
+        """Until runsc says so, for at most `START_S` seconds."""
+        began = time.monotonic()
         while not (self._sentry.running() or framed.talked.is_set()):
             if framed.ended.done():
                 if failure := self._failure_to_start(framed):
                     raise SandboxUnavailable(f"The gVisor sandbox did not start: {failure}.", remedy=_REMEDY)
                 return  # it ran, and ended before we looked
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + START_S:
                 message = f"The gVisor sandbox did not start within {START_S:.0f} s."
                 raise SandboxUnavailable(message, remedy=_REMEDY)
-            await asyncio.wait([framed.ended], timeout=_LOOK_S)
+            await asyncio.sleep(_LOOK_S if time.monotonic() - began > _SOONEST_S else _SOONEST_S)
 
     def sample(self) -> None:
         self._sentry.sample()
@@ -113,8 +111,9 @@ class GVisorBody:
 async def spawn(
     way: Runsc,
     spec: SandboxSpec,
+    mounts: Mapping[str, Path],
     remains: Remains,
-    egress_socket: Path | None,
+    skeletons: Path,
     destroy: Callable[[bool], Awaitable[None]],
 ) -> GVisorBody:
     """Write the bundle and start `runsc run` in a session of its own.
@@ -122,11 +121,11 @@ async def spawn(
     Where `setpriv` exists it dies with the thread that called this, so with us; elsewhere `sweep` finds it.
 
     Raises:
-        ConfigError: the mounts of the spec are refused.
         SandboxUnavailable: the binary cannot be executed.
     """
     cgroup = remains.cgroup if way.cgroups else None
-    write_bundle(remains.bundle, spec, cgroup=cgroup, egress_socket=egress_socket)
+    egress_socket = remains.egress_socket if spec.egress else None
+    write_bundle(remains.bundle, skeletons, spec, mounts, cgroup=cgroup, egress_socket=egress_socket)
     run = ("run", f"--bundle={remains.bundle}", remains.id)
     command = way.command(remains.state_root, *run, log=remains.log, egress=egress_socket is not None)
     setpriv = shutil.which("setpriv")

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lockstep.errors import ConfigError
 from lockstep.sandbox.contract import Limits, SandboxSpec
-from lockstep.values import Json, JsonObject
+from lockstep.values import Json, JsonObject, digest_json
 
 USER = 65534
 SYSTEM = tuple(path for path in ("/usr/bin", "/usr/lib", "/usr/lib64") if os.path.isdir(path))
@@ -58,20 +59,30 @@ def check_mounts(mounts: Mapping[str, Path]) -> dict[str, Path]:
     return {target: _checked_source(source) for target, source in mounts.items()}
 
 
-def write_bundle(
-    bundle: Path,
-    spec: SandboxSpec,
-    *,
-    cgroup: str | None,
-    egress_socket: Path | None,
-) -> None:
-    """Write `config.json` and the skeleton root file system into an existing empty directory.
+def skeleton(below: Path, targets: Mapping[str, bool]) -> Path:
+    """An empty root file system with these mount points (whether each is a directory), made when first needed.
+
+    All sandboxes with the same mount points share it, as they share the system's directories: each sees it read-only.
 
     Raises:
-        ConfigError: the mounts are refused, see `check_mounts`.
+        OSError: it cannot be made.
     """
-    mounts = check_mounts(spec.mounts)
-    root = bundle / "rootfs"
+    root = below / digest_json({"targets": dict(targets), "system": list(SYSTEM), "etc": ETC})[:32]
+    if root.is_dir():
+        return root
+    below.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=below, prefix=".") as made:
+        draft = Path(made, "rootfs")
+        _make_skeleton(draft, targets)
+        try:
+            draft.rename(root)
+        except OSError:
+            if not root.is_dir():  # else another process was faster
+                raise
+    return root
+
+
+def _make_skeleton(root: Path, targets: Mapping[str, bool]) -> None:
     for directory in ("usr", "dev", "etc", "proc", "run", "sys", "tmp", "work"):
         (root / directory).mkdir(parents=True)
     for directory in ("bin", "lib", "lib64"):
@@ -80,16 +91,41 @@ def write_bundle(
         (root / "etc" / name).write_text(text)
     for path in SYSTEM:
         (root / path[1:]).mkdir()
-    for target, source in mounts.items():
-        _mount_point(root / target[1:], source)
+    for target, is_directory in targets.items():
+        point = root / target[1:]
+        (point if is_directory else point.parent).mkdir(parents=True, exist_ok=True)
+        if not is_directory:
+            point.touch()
+    for made in (root, *root.rglob("*")):
+        if not made.is_symlink():  # whatever the umask of whoever made it
+            made.chmod(0o755 if made.is_dir() else 0o644)
+
+
+def write_bundle(
+    bundle: Path,
+    skeletons: Path,
+    spec: SandboxSpec,
+    mounts: Mapping[str, Path],
+    *,
+    cgroup: str | None,
+    egress_socket: Path | None,
+) -> None:
+    """Write `config.json` for these checked mounts; its root file system is one of the `skeletons`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    targets = {target: source.is_dir() for target, source in mounts.items()}
     if egress_socket is not None:
-        (root / EGRESS_SOCKET[1:]).touch()
-    config = oci_config(spec, mounts, cgroup=cgroup, egress_socket=egress_socket)
+        targets[EGRESS_SOCKET] = False
+    root = skeleton(skeletons, targets)
+    config = oci_config(spec, root, mounts, cgroup=cgroup, egress_socket=egress_socket)
     (bundle / "config.json").write_text(json.dumps(config))
 
 
 def oci_config(
     spec: SandboxSpec,
+    root: Path,
     mounts: Mapping[str, Path],
     *,
     cgroup: str | None,
@@ -110,7 +146,7 @@ def oci_config(
     return {
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": str(root), "readonly": True},
         "process": {
             "terminal": False,
             "user": {"uid": USER, "gid": USER},
@@ -161,14 +197,6 @@ def _bind(target: str, source: Path) -> JsonObject:
 
 def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _mount_point(path: Path, source: Path) -> None:
-    if source.is_dir():
-        path.mkdir(parents=True, exist_ok=True)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def _checked_source(source: Path) -> Path:

@@ -56,12 +56,12 @@ async def runs_guests() -> None:
         raise SandboxUnavailable("/dev/kvm may not be used by this user.", remedy=_REMEDY)
     refused = Proven(cache_directory() / "kvm-refused.json", valid_s=_REMEMBERED_S)
     grounds: list[str | int] = [os.uname().release, os.geteuid()]
-    if refused.holds(grounds):
+    if refused.recall(grounds):
         raise SandboxUnavailable("/dev/kvm is there, but did not run a guest within the hour.", remedy=_REMEDY)
     try:
         await _run_one()
     except SandboxUnavailable:
-        refused.save(grounds)
+        refused.save(grounds, True)
         raise
 
 

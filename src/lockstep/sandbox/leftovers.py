@@ -68,42 +68,8 @@ class Ledger:
         """Record a new sandbox, then make its directories.
 
         Raises:
-            SandboxUnavailable: one of both cannot be written; neither is left.
+            OSError: one of both cannot be written; neither is left.
         """
-        try:
-            return self._create()
-        except OSError as error:
-            raise unwritable(error) from error
-
-    async def hunt(self, remains: Remains) -> None:
-        """Kill every process of this sandbox and wait until none is seen any more."""
-        for _ in range(_ATTEMPTS):
-            if not kill_processes(remains):
-                return
-            await asyncio.sleep(_PAUSE_S)
-
-    async def remove(self, remains: Remains) -> None:
-        """Remove files and control group; what resists stays recorded for the next sweep."""
-        for _ in range(_ATTEMPTS):
-            remove_files(remains)
-            if is_gone(remains):
-                self.forget(remains)
-                return
-            await asyncio.sleep(_PAUSE_S)  # a control group stays busy until its last process is reaped
-
-    async def sweep(self) -> int:
-        """Destroy what belongs to no living process; returns how many."""
-        orphans = list(self.orphans())
-        for remains in orphans:
-            await self.destroy(remains)
-        return len(orphans)
-
-    async def destroy(self, remains: Remains) -> None:
-        """Kill what is left of a sandbox, then remove its files."""
-        await self.hunt(remains)
-        await self.remove(remains)
-
-    def _create(self) -> Remains:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         token = new_token("s")
         remains = Remains(
@@ -125,6 +91,33 @@ class Ledger:
             self.forget(remains)
             raise
         return remains
+
+    async def hunt(self, remains: Remains) -> None:
+        """Kill every process of this sandbox and wait until none is seen any more."""
+        for _ in range(_ATTEMPTS):
+            if not kill_processes(remains):
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+    async def remove(self, remains: Remains) -> None:
+        """Remove files and control group; what resists stays recorded for the next sweep."""
+        for _ in range(_ATTEMPTS):
+            if await asyncio.to_thread(_removed, remains):
+                self.forget(remains)
+                return
+            await asyncio.sleep(_PAUSE_S)  # a control group stays busy until its last process is reaped
+
+    async def sweep(self) -> int:
+        """Destroy what belongs to no living process; returns how many."""
+        orphans = list(self.orphans())
+        for remains in orphans:
+            await self.destroy(remains)
+        return len(orphans)
+
+    async def destroy(self, remains: Remains) -> None:
+        """Kill what is left of a sandbox, then remove its files."""
+        await self.hunt(remains)
+        await self.remove(remains)
 
     def forget(self, remains: Remains) -> None:
         (self._folder / f"{remains.id}.json").unlink(missing_ok=True)
@@ -179,6 +172,12 @@ def remove_files(remains: Remains) -> None:
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and directory.name == remains.cgroup
     if ours and not _has_mounts(directory):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _removed(remains: Remains) -> bool:
+    """In a thread: a dozen hierarchies of control groups are looked through, and the kernel takes its time."""
+    remove_files(remains)
+    return is_gone(remains)
 
 
 def is_gone(remains: Remains) -> bool:

@@ -70,19 +70,24 @@ class Machines:
         self._monitor = monitor
         self._cache = cache
         self._ledger = ledger
-        self._snapshots = Snapshots(cache / "snapshots")
+        self._snapshots = Snapshots.below(cache)
         self._restless: set[Digest] = set()
         self._ground: Ground | None = None
 
-    async def ground(self) -> Ground:
-        """The image and the monitor, looked for once.
+    async def look(self) -> Ground:
+        """Look for the image and the monitor. Called first.
 
         Raises:
             SandboxUnavailable: one of both is not there.
         """
-        if self._ground is None:
-            version = await self._monitor.prepare()
-            self._ground = Ground(image=await asyncio.to_thread(find_image, self._cache), version=version)
+        version = await self._monitor.prepare()
+        self._ground = Ground(image=await asyncio.to_thread(find_image, self._cache), version=version)
+        return self._ground
+
+    @property
+    def ground(self) -> Ground:
+        """What was found last."""
+        assert self._ground is not None, "look() comes first"
         return self._ground
 
     async def start(
@@ -103,15 +108,10 @@ class Machines:
             _, link = await self._clone(held, self._machine(spec, read), snapshot, remains, egress)
             link.stderr.begin_with((snapshot / "stderr").read_bytes())
 
-    def trim(self) -> int:
-        """Remove snapshots beyond the bounds; returns how many."""
-        return self._snapshots.trim()
-
     def _machine(self, spec: SandboxSpec, drive: Drive) -> Machine:
-        assert self._ground is not None
         return Machine(
-            kernel=self._ground.image.kernel,
-            initrd=self._ground.image.initrd,
+            kernel=self.ground.image.kernel,
+            initrd=self.ground.image.initrd,
             cmdline=_CMDLINE,
             drives=(drive.path,),
             memory_mib=machine_memory_mib(spec.limits, drive.size_bytes),
@@ -120,12 +120,16 @@ class Machines:
     async def _clone(
         self, held: Held, machine: Machine, snapshot: Path, remains: Remains, egress: Path | None, *, fork: bool = False
     ) -> tuple[Vm, Link]:
-        """Clone and attach; a snapshot that does not load is removed, so that the next start makes it anew."""
+        """Clone and attach; a snapshot that does not load is removed, so that the next start makes it anew.
+
+        A monitor that works no longer says so itself, and nothing about the snapshot.
+        """
         try:
             held.vm = await self._monitor.clone(machine, snapshot, Path(remains.directory), fork=fork)
             held.link = Link(await held.vm.connect(), egress)
             await held.link.attach(_CLONE_S)
         except (SandboxUnavailable, LinkError):
+            await self._monitor.prepare()
             self._snapshots.drop(snapshot)
             raise
         return held.vm, held.link
@@ -164,12 +168,11 @@ class Machines:
             return None
 
     def _key(self, spec: SandboxSpec, drive: Drive, what: Json) -> Digest:
-        assert self._ground is not None
         return digest_json(
             {
                 "format": FORMAT,
-                "image": self._ground.image.digest,
-                "monitor": [self._monitor.name, self._ground.version, _processor()],
+                "image": self.ground.image.digest,
+                "monitor": [self._monitor.name, self.ground.version, _processor()],
                 "size": [machine_memory_mib(spec.limits, drive.size_bytes), drive.size_bytes],
                 "what": what,
             }
@@ -178,15 +181,16 @@ class Machines:
     @contextlib.asynccontextmanager
     async def _workshop(self) -> AsyncIterator[tuple[Held, Remains]]:
         """A place for a machine that is made to be snapshotted; nothing of it is left."""
-        remains, held = self._ledger.create(), Held()
         try:
-            yield held, remains
+            remains, held = self._ledger.create(), Held()
+            try:
+                yield held, remains
+            finally:
+                await to_the_end(asyncio.create_task(self._clear(held, remains)))
         except OSError as error:
             raise unwritable(error) from error
         except LinkError as error:
             raise SandboxUnavailable(f"The microVM did not start: {error}", remedy=REMEDY) from error
-        finally:
-            await to_the_end(asyncio.create_task(self._clear(held, remains)))
 
     async def _clear(self, held: Held, remains: Remains) -> None:
         try:

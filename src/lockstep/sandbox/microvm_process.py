@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from lockstep.sandbox.contract import SandboxSpec
+from lockstep.sandbox.framed import FramedChild
 from lockstep.sandbox.guest_limits import MONITOR_BYTES
 from lockstep.sandbox.link import Link
 from lockstep.sandbox.link_channels import Inlet, Outlet
@@ -56,6 +57,9 @@ class MicroVmBody:
     @property
     def memory_limit_bytes(self) -> int:
         return self._limit_bytes + MONITOR_BYTES
+
+    async def started(self, framed: FramedChild) -> None:
+        """The agent inside has said so already."""
 
     def sample(self) -> None:
         """CPU of the monitor's process, and memory that is this machine's own: not the snapshot's it came from."""

@@ -39,6 +39,13 @@ class Body(Protocol):
     def memory_limit_bytes(self) -> int:
         """Above which the host ends it, with what the backend itself needs."""
 
+    async def started(self, framed: FramedChild) -> None:
+        """Return when the process inside is known to run, or to have run.
+
+        Raises:
+            SandboxUnavailable: it does not; nothing of the tool ran.
+        """
+
     def sample(self) -> None:
         """Measure now, and look after what else needs looking after ten times a second."""
 

@@ -190,7 +190,11 @@ class Qemu:
                 *start,
             ]
             passed = [memory, its_link.fileno(), its_control.fileno(), *drives, *descriptors]
-            vm = QemuVm(await self._execute(command, passed, log), link, log)
+            try:
+                vm = QemuVm(await self._execute(command, passed, log), link, log)
+            except ProcessLookupError:
+                message = f"{self.name} did not start: {log.read_text(errors='replace').strip()[-_LOG_TAIL:]}"
+                raise SandboxUnavailable(message, remedy=INSTALL) from None
             _limit(vm.pid)
             if not keep:
                 unless_started.pop_all()

@@ -6,11 +6,10 @@ Knows flags and nothing else: no bundles, no processes of sandboxes.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
@@ -98,36 +97,6 @@ async def ways(path: str) -> list[Runsc]:
         for platform in [*platforms, "ptrace"]
         for cgroups in ([False] if rootless else [True, False])
     ]
-
-
-class ProvenWay:
-    """Remembers across processes which way passed the canary; forgets when binary, kernel or user changed."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def load(self, path: str) -> Runsc | None:
-        try:
-            stored = json.loads(self._file.read_text())
-            if stored["key"] != _key(path):
-                return None
-            way = stored["way"]
-            return Runsc(**{**way, "flags": tuple(way["flags"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def save(self, way: Runsc) -> None:
-        text = json.dumps({"key": _key(way.path), "way": asdict(way)})
-        draft = self._file.with_suffix(f".{os.getpid()}")
-        draft.write_text(text)
-        draft.replace(self._file)
-
-    def forget(self) -> None:
-        self._file.unlink(missing_ok=True)
-
-
-def _key(path: str) -> list[str | int]:
-    return [path, os.stat(path).st_mtime_ns, os.uname().release, os.geteuid()]
 
 
 async def _answer(path: str, *arguments: str) -> str:

@@ -31,6 +31,11 @@ class Snapshots:
         self._directory = directory
         self._locks: dict[Digest, asyncio.Lock] = {}
 
+    @classmethod
+    def below(cls, cache: Path) -> Snapshots:
+        """Those that every store of this cache directory shares."""
+        return cls(cache / "snapshots")
+
     async def get(self, key: Digest, make: Callable[[Path], Awaitable[None]]) -> Path:
         """The snapshot with this key; `make` fills an empty directory when there is none.
 

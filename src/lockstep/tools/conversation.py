@@ -16,10 +16,9 @@ from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.tools.results import ERROR_META
+from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.values import Digest, JsonObject, digest_json
 
-IMPORT_FAILED = -32001
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 """Of 4xx, those a server or something before it may send although the request was carried out."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 from urllib.parse import quote
 
 from lockstep.agent.locked import LockedTool
@@ -36,6 +37,7 @@ from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, RunId
 
 _REMEDY = "`lockstep doctor` shows what this machine can do."
 _MIB = 2**20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,20 +52,33 @@ class SandboxedTools:
     """Runs calls on the backends of this machine."""
 
     def __init__(
-        self, backends: Sequence[Backend], code: CodeStore, guest: Guest, pool: Pool[Ready] | None = None
+        self,
+        backends: Sequence[Backend],
+        code: CodeStore,
+        guest: Guest,
+        pool: Pool[Ready] | None = None,
+        sweep: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`sweep` destroys what an earlier process left of any of the backends."""
         self._backends = sorted(backends, key=lambda backend: TIER_RANK[backend.tier])
         self._code = code
         self._guest = guest
         self._pool = pool or Pool()
+        self._sweep = sweep
 
     async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         tier, degraded = call.tool.tier, ""
         try:
             values = await secret_values(call.tool.secrets, os.environ)
-            choice = await self.choose(call.tool)
-            tier, degraded = choice.backend.tier, choice.degraded
-            async with self._lease(call, self._recipe(call.tool, choice.backend)) as lease:
+            async with contextlib.AsyncExitStack() as stack:
+
+                async def taken(choice: Choice) -> tuple[Choice, Lease[Ready]]:
+                    nonlocal tier, degraded
+                    tier, degraded = choice.backend.tier, choice.degraded
+                    recipe = self._recipe(call.tool, choice.backend)
+                    return choice, await stack.enter_async_context(self._lease(call, recipe))
+
+                choice, lease = await self._where_it_starts(call.tool, taken)
                 lease.process.admit(permit, call.digest, _identity(call), values)
                 outcome = await converse(lease.ready, call, lease.process, on_overdue)
                 lease.spoiled = outcome.kind in _SPOILS
@@ -84,7 +99,7 @@ class SandboxedTools:
             ServerError, BadReply, ProcessEnded: the source cannot say.
             SandboxUnavailable, PermitError: nothing ran.
         """
-        process = await (await self.choose(tool)).backend.start(self._sandbox(tool))
+        process = await self._where_it_starts(tool, lambda choice: choice.backend.start(self._sandbox(tool)))
         try:
             process.admit(permit, digest, {})
             client = McpClient(process)
@@ -104,8 +119,8 @@ class SandboxedTools:
         await self._pool.end(run)
 
     async def sweep(self) -> None:
-        for backend in self._backends:
-            await backend.sweep()
+        if self._sweep is not None:
+            await self._sweep()
 
     async def close(self) -> None:
         """Destroy every sandbox and wait until it is gone."""
@@ -128,6 +143,16 @@ class SandboxedTools:
             if backend.tier is tool.degrade and (await backend.available()).available:
                 return Choice(backend=backend, degraded=tool.tier.value)
         raise _unavailable(tool, missing)
+
+    async def _where_it_starts(self, tool: LockedTool, start: Callable[[Choice], Awaitable[T]]) -> T:
+        """What `start` makes of the backend chosen; of the next one where that turns out to work no longer."""
+        while True:
+            choice = await self.choose(tool)
+            try:
+                return await start(choice)
+            except SandboxUnavailable:
+                if (await choice.backend.available()).available:
+                    raise
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
         return self._pool.lease_of_run(call.run, recipe) if call.tool.run_lifetime else self._pool.lease(recipe)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ERROR_META = "lockstep/error"
+IMPORT_FAILED = -32001
+"""The JSON-RPC error of a server whose tool cannot be imported."""
 _MESSAGE_LIMIT_CHARS = 4000
 _TRACEBACK_LIMIT_LINES = 20
 _UNKNOWN = frozenset(

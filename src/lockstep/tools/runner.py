@@ -15,7 +15,7 @@ import os
 import sys
 
 from lockstep import __version__
-from lockstep.tools.results import ERROR_META, NotJson, Raw, encode, failure, headline
+from lockstep.tools.results import ERROR_META, IMPORT_FAILED, NotJson, Raw, encode, failure, headline
 from lockstep.tools.toolbox import ImportTrouble, Toolbox, UnknownTool, load
 
 TYPE_CHECKING = False  # spelled out: importing `typing` would cost every sandbox start several milliseconds
@@ -35,7 +35,6 @@ _SERVER_META = "io.modelcontextprotocol/serverInfo"
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
 UNSUPPORTED_VERSION = -32022
-IMPORT_FAILED = -32001
 
 
 class ProtocolError(Exception):

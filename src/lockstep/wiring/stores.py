@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -16,7 +17,9 @@ from lockstep.journal.stops import StopBook
 from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
 from lockstep.sandbox.image.suites import next_suite
+from lockstep.sandbox.leftovers import Ledger
 from lockstep.sandbox.runsc_fetch import fetch
+from lockstep.sandbox.snapshots import Snapshots
 from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
@@ -73,14 +76,24 @@ class Store:
         from lockstep.sandbox.microvm import MicroVM
         from lockstep.sandbox.qemu import Qemu
 
-        state, cache = self.directory / "sandboxes", cache_directory()
+        state, cache = self._sandboxes, cache_directory()
         monitors = (Firecracker(), Qemu(kvm=True), Qemu(kvm=False))
         return (Bubblewrap(state), GVisor(state), *(MicroVM(state, each, cache, _draws_anew) for each in monitors))
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""
         guest = Guest(self.directory / "guest")
-        return SandboxedTools(self.backends() if backends is None else backends, self.code(), guest)
+        there = self.backends() if backends is None else backends
+        return SandboxedTools(there, self.code(), guest, sweep=self.sweep)
+
+    async def sweep(self) -> None:
+        """Destroy what a process that died left of any sandbox of this store, and snapshots beyond their bounds."""
+        await Ledger(self._sandboxes).sweep()
+        await asyncio.to_thread(Snapshots.below(cache_directory()).trim)
+
+    @property
+    def _sandboxes(self) -> Path:
+        return self.directory / "sandboxes"
 
 
 def _draws_anew(spec: SandboxSpec) -> bool:

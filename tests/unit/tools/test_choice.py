@@ -52,9 +52,6 @@ class Stated:
     async def start(self, spec: SandboxSpec) -> Process:
         raise AssertionError("nothing is started to choose")
 
-    async def sweep(self) -> int:
-        return 0
-
 
 def chosen(tmp_path: Path, tool: LockedTool, *there: Stated) -> tuple[Tier, str]:
     host = SandboxedTools(there, CodeStore(tmp_path), Guest(tmp_path))
