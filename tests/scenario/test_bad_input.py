@@ -165,7 +165,7 @@ def test_a_module_that_is_changed_after_locking_is_not_run(agent: Agent) -> None
             'include = ["great"]',
             "tools[0].include names 'great', which python:tools.py does not have. \n  It has: greet.",
         ),
-        ('dedupe_on = ["nam"]', "tool 'greet': dedupe_on names 'nam', which is not one of its arguments (loud, name)"),
+        ('dedupe_on = ["nam"]', "tool 'greet': dedupe_on names '/nam', which is not one of its arguments (loud, name)"),
         ('egress = ["nonsense host"]', "tool 'greet': egress rule 'nonsense host'"),
         ('egress = ["*.example:443"]', "wildcards are not allowed, name each host"),
         (SECRET, "tool 'greet': secret KEY: no egress rule opens api.example:443"),
