@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lockstep.agent.lock import DIMENSIONS, Lock, Part
-from lockstep.values import Json
+from lockstep.values import Json, JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,18 @@ class Change:
 def diff(a: Lock, b: Lock) -> tuple[Change, ...]:
     """Every difference from `a` to `b`, in dimension order; empty when the digests are equal."""
     return tuple(_Comparison(a, b).changes())
+
+
+def definition_changes(old: JsonObject, new: JsonObject) -> Iterator[str]:
+    """What differs between two definitions of a tool, field by field. The new one may be anybody's: control and
+    direction characters in it are shown as escapes."""
+    nothing = Lock(agent="", parts={})
+    return (visible(line) for line in _Comparison(nothing, nothing).json("", old, new))
+
+
+def visible(text: str) -> str:
+    """The text with every character that does not print, or prints as something else, as an escape."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class _Comparison:
@@ -51,13 +63,14 @@ class _Comparison:
 
     def _part(self, name: str, old: Part, new: Part) -> Iterator[str]:
         if old.value is not None and new.value is not None:
-            yield from self._json("", old.value, new.value)
+            yield from self.json("", old.value, new.value)
         elif old.text is not None and new.text is not None:
             yield from _text(old.text, new.text)
         else:
             yield from self._file(name.removeprefix("file "), old.sha256, new.sha256)
 
-    def _json(self, path: str, old: Json, new: Json) -> Iterator[str]:
+    def json(self, path: str, old: Json, new: Json) -> Iterator[str]:
+        """What differs below `path`."""
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             for key in [*old, *(k for k in new if k not in old)]:
                 below = f"{path}.{key}" if path else key
@@ -68,7 +81,7 @@ class _Comparison:
                 elif key not in new:
                     yield f"{below}: removed {_short(old[key])}"
                 else:
-                    yield from self._json(below, old[key], new[key])
+                    yield from self.json(below, old[key], new[key])
         elif isinstance(old, str) and isinstance(new, str) and old != new and ("\n" in old or "\n" in new):
             yield f"{path}:"
             yield from _text(old, new)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lockstep.agent.builtins import builtin_files
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
+from lockstep.agent.mcp_spec import McpServer
+from lockstep.agent.places import host_path, is_of_the_agent, tree_digest
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, ToolSource
 from lockstep.errors import ConfigError, LockError
 from lockstep.values import Digest, Json, JsonObject, digest_json, sha256
@@ -25,6 +28,7 @@ LOCK_FILE = "agent.lock"
 FORMAT = 1
 _ANEW = "Run `lockstep lock` to write it anew."
 DIMENSIONS = ("model", "prompt", "tools", "memory")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +82,23 @@ def source_key(source: ToolSource) -> str:
     return f"python:{source.python}" if source.python else "mcp:" + shlex.join(source.mcp.command if source.mcp else ())
 
 
-def resolve(directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence[JsonObject]]) -> Lock:
-    """The lock of what is on disk. `definitions`: index of a `[[tools]]` entry -> the MCP definitions of its source.
+def shown_name(source: ToolSource, name: str) -> str:
+    """What the model calls a tool that its source calls `name`. With a prefix it is what every provider takes."""
+    prefix = source.mcp.prefix if source.mcp else None
+    return f"{prefix}__{_NOT_IN_A_NAME.sub('_', name)}" if prefix else name
+
+
+def resolve(
+    directory: Path,
+    spec: AgentSpec,
+    definitions: Mapping[int, Sequence[JsonObject]],
+    protocols: Mapping[int, str] | None = None,
+) -> Lock:
+    """The lock of what is on disk.
+
+    Args:
+        definitions: index of a `[[tools]]` entry -> the MCP definitions of its source.
+        protocols: index of an entry with an MCP server -> the revision that was settled on with it.
 
     Raises:
         ConfigError: a named file is missing, a tool is provided twice, or `include` names one that is not there.
@@ -92,7 +111,7 @@ def resolve(directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence
             "prompt": {
                 spec.prompt.file: _text_part(inside(directory, spec.prompt.file), "Write it, or correct `prompt.file`.")
             },
-            "tools": _tool_parts(directory, spec, definitions, files),
+            "tools": _tool_parts(directory, spec, definitions, protocols or {}, files),
             "memory": {"schema": _value_part({"schema": 1, "window_runs": spec.memory.window_runs})},
         },
         files=files,
@@ -101,17 +120,23 @@ def resolve(directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence
 
 def resolve_static(directory: Path, spec: AgentSpec, locked: Lock) -> Lock:
     """As `resolve`, with tool definitions taken from `locked`: no tool code runs. Changed code shows by its digest."""
-    known = locked.tools()
-    claimed = {name for source in spec.tools for name in source.include or ()}
+    known: dict[tuple[str, str], JsonObject] = {}
+    """By source, and the name that the source has for the tool."""
+    for value in locked.tools().values():
+        definition = cast(JsonObject, value["definition"])
+        known[str(value["source"]), str(definition["name"])] = value
+    claimed = _claimed(spec)
     definitions: dict[int, list[JsonObject]] = {}
+    protocols: dict[int, str] = {}
     for index, source in enumerate(spec.tools):
         key = source_key(source)
-        names = source.include or [n for n, value in known.items() if value["source"] == key and n not in claimed]
-        definitions[index] = [
-            value["definition"] if (value := known.get(name)) and value["source"] == key else {"name": name}  # type: ignore[misc]
-            for name in names
-        ]
-    return resolve(directory, spec, definitions)
+        offered = [name for where, name in known if where == key]
+        names = source.include or [name for name in offered if shown_name(source, name) not in claimed]
+        found = [known.get((key, name), {"definition": {"name": name}}) for name in names]
+        definitions[index] = [cast(JsonObject, value["definition"]) for value in found]
+        if agreed := next((str(value["protocol"]) for value in found if "protocol" in value), ""):
+            protocols[index] = agreed
+    return resolve(directory, spec, definitions, protocols)
 
 
 def differing_parts(a: Lock, b: Lock) -> tuple[str, ...]:
@@ -223,19 +248,26 @@ def _model_parts(directory: Path, spec: AgentSpec, files: dict[str, bytes]) -> d
 
 
 def _tool_parts(
-    directory: Path, spec: AgentSpec, definitions: Mapping[int, Sequence[JsonObject]], files: dict[str, bytes]
+    directory: Path,
+    spec: AgentSpec,
+    definitions: Mapping[int, Sequence[JsonObject]],
+    protocols: Mapping[int, str],
+    files: dict[str, bytes],
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
-    claimed = {name for source in spec.tools for name in source.include or ()}
+    claimed = _claimed(spec)
     for index, source in enumerate(spec.tools):
         place = f"{directory / AGENT_FILE}: tools[{index}]"
         settings = _source_settings(directory, spec, source, files)
+        if index in protocols:
+            settings["protocol"] = protocols[index]
         for definition in _chosen(place, source, definitions[index], claimed):
-            name = f"tool {definition['name']}"
+            shown = shown_name(source, str(definition["name"]))
+            name = f"tool {shown}"
             if name in parts:
                 raise ConfigError(
-                    f"{place} provides {definition['name']!r}, which is there already.",
-                    remedy="Name each tool in one `include`, or rename one.",
+                    f"{place} provides {shown!r}, which is there already.",
+                    remedy="Name each tool in one `include`, give a server a `prefix`, or rename one.",
                 )
             parts[name] = _tool_part(place, {"definition": definition, **settings})
     for file in spec.policy.files:
@@ -252,9 +284,14 @@ def _tool_part(place: str, value: JsonObject) -> Part:
         raise ConfigError(f"{place} offers a tool that cannot be digested: {error}.", remedy="Correct it.") from error
 
 
+def _claimed(spec: AgentSpec) -> set[str]:
+    """The tools that an entry names; no other entry provides them."""
+    return {shown_name(source, name) for source in spec.tools for name in source.include or ()}
+
+
 def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], claimed: set[str]) -> list[JsonObject]:
     if source.include is None:
-        return [definition for definition in definitions if definition["name"] not in claimed]
+        return [each for each in definitions if shown_name(source, str(each["name"])) not in claimed]
     by_name = {definition["name"]: definition for definition in definitions}
     for name in source.include:
         if name not in by_name:
@@ -288,7 +325,23 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
         settings["repeats"] = repeats
     code = code_files(directory, source)
     files.update(code)
+    if source.mcp:
+        settings |= _server_settings(source.mcp)
     return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}
+
+
+def _server_settings(server: McpServer) -> dict[str, Json]:
+    """What of a server its command and code do not say."""
+    settings: dict[str, Json] = {}
+    if server.prefix:
+        settings["prefix"] = server.prefix
+    if server.runtime:
+        settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
+    if server.files:
+        settings["files"] = {
+            name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())
+        }
+    return settings
 
 
 _REPEATS: Mapping[str, str] = {
@@ -314,7 +367,8 @@ def code_files(directory: Path, source: ToolSource) -> dict[str, bytes]:
     Raises:
         ConfigError: one does not exist, a link leads out of the directory, or one has the name of a built-in's.
     """
-    named = [*((source.python,) if source.python else ()), *source.code]
+    working = (each.source for each in source.mcp.files.values()) if source.mcp else ()
+    named = [*((source.python,) if source.python else ()), *source.code, *filter(is_of_the_agent, working)]
     out: dict[str, bytes] = {}
     for name in named:
         path = directory / name

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, cast
 
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
+from lockstep.agent.mcp_spec import WorkingFiles
 from lockstep.agent.pointers import check
 from lockstep.agent.spec import LimitsSection, ModelSection, SecretSection
 from lockstep.errors import LockError
-from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json
+from lockstep.values import Digest, Effect, Json, JsonObject, Tier, digest_json
 
 _NOTHING_SAID = Repeats()
+
+
+def pin(definition: JsonObject, source: str, code: Mapping[str, Digest], runtime: Mapping[str, Digest]) -> Digest:
+    """The digest of every field of a definition together with the identity of the server that offers it.
+
+    Raises:
+        ValueError: the definition has no canonical form.
+    """
+    server: dict[str, Json] = {"source": source, "code": dict(code), "runtime": dict(runtime)}
+    return digest_json({"definition": definition, "server": server})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +36,7 @@ class LockedTool:
     definition: JsonObject
     """The whole MCP definition, as pinned."""
     pin: Digest
+    """Of the definition and of the server that offers it: see `pin`."""
     effect: Effect
     dedupe_on: tuple[str, ...] | None
     tier: Tier
@@ -45,6 +57,24 @@ class LockedTool:
     output_trust: str | None = None
     untrusted_fields: tuple[str, ...] = ()
     """JSON pointers, with `*` for every item, to what another party wrote in a trusted result."""
+    runtime: Mapping[str, Digest] = field(default_factory=dict)
+    """Of an MCP server: the directories of packages it consists of, by name."""
+    files: Mapping[str, WorkingFiles] = field(default_factory=dict)
+    protocol: str = ""
+    """Of an MCP server: the revision that was settled on with it when it was locked."""
+
+    @property
+    def own_name(self) -> str:
+        """What its server calls it; the model may know it by a prefixed name."""
+        return str(self.definition["name"])
+
+    def pin_of(self, definition: JsonObject) -> Digest:
+        """The pin this tool would have with that definition.
+
+        Raises:
+            ValueError: it cannot be digested.
+        """
+        return pin(definition, self.source, self.code, self.runtime)
 
     @property
     def once_only(self) -> bool:
@@ -141,10 +171,11 @@ def _model_file(lock: Lock) -> tuple[str, Digest] | None:
 
 
 def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
+    runtime = {where: Digest(digest) for where, digest in value.get("runtime", {}).items()}
     return LockedTool(
         name=name,
         definition=value["definition"],
-        pin=digest_json(value["definition"]),
+        pin=pin(value["definition"], value["source"], value["code"], runtime),
         effect=Effect(value["effect"]),
         dedupe_on=tuple(map(check, value["dedupe_on"])) if "dedupe_on" in value else None,
         tier=Tier(value["isolation"]),
@@ -161,6 +192,9 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         repeats=_repeats(value),
         output_trust=value.get("output_trust"),
         untrusted_fields=tuple(value.get("untrusted_fields", ())),
+        runtime=runtime,
+        files={name: WorkingFiles.model_validate(files) for name, files in value.get("files", {}).items()},
+        protocol=value.get("protocol", ""),
     )
 
 

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field
 
 from lockstep.agent.builtins import Builtin
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
+from lockstep.agent.mcp_spec import McpServer
+from lockstep.agent.places import RelativePath, check_inside
 from lockstep.values import TIER_RANK, Effect, Tier
 
 FILE_MODELS = ("scripted", "recorded")
@@ -31,16 +33,6 @@ def _exact(number: int) -> int:
 Whole = Annotated[int, Strict(), AfterValidator(_exact)]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
-
-
-def _inside(path: str) -> str:
-    steps = path.split("/")
-    if not path or path.startswith("/") or ".." in steps or "\0" in path or set(steps) <= {"", "."}:
-        raise ValueError(f"is {path!r}: it must be a path inside the agent's directory")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
 class _Section(BaseModel):
@@ -82,10 +74,6 @@ class ModelSection(_Section):
 
 class PromptSection(_Section):
     file: RelativePath
-
-
-class McpServer(_Section):
-    command: tuple[str, ...] = Field(min_length=1)
 
 
 class LimitsSection(_Section):
@@ -279,7 +267,7 @@ class AgentSpec(_Section):
         provider, _, file = model.name.partition(":")
         if provider in FILE_MODELS:
             try:
-                _inside(file)
+                check_inside(file)
             except ValueError as error:
                 raise ValueError(f"has a name whose file {error}") from None
         return model

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lockstep.agent.diff import diff as diff_locks
 from lockstep.agent.load import read_text
-from lockstep.agent.lock import Lock, from_text, read_lock, to_text, write_lock
+from lockstep.agent.lock import Lock, from_text, read_lock, to_text
 from lockstep.agent.locked import locked_agent
 from lockstep.cli import scaffold
 from lockstep.cli.report import (
@@ -29,6 +29,7 @@ from lockstep.cli.saving import save_attachments
 from lockstep.cli.show import Live, print_changes, print_result, print_row, print_run, print_trace, unreadable_text
 from lockstep.cli.stores import existing, find, looking, opened
 from lockstep.cli.terminal import console, count, is_interactive, one_line, plain, print_json, read_line, user
+from lockstep.cli.tool_pins import approve_tools
 from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
@@ -68,8 +69,7 @@ async def init(directory: Path) -> int:
 
 
 async def lock(directory: Path, store: Path | None) -> int:
-    resolved = await _resolved(directory, store)
-    write_lock(directory, resolved)
+    resolved = await approve_tools(directory, store, ())
     parts = ", ".join(f"{name} {resolved.dimension_digest(name)[:8]}" for name in resolved.parts)
     console().print(f"locked {resolved.agent}: {resolved.digest[:12]} ({parts})")
     return FINISHED

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from lockstep.cli import oversight
+from lockstep.cli import oversight, tooling
 from lockstep.cli.ending import finish, say
 from lockstep.cli.options import AgentDir, ByOption, JsonOption, RunArg, StoreOption
 
@@ -244,6 +244,7 @@ def setup(
 
 
 oversight.add_to(app)
+tooling.add_to(app)
 
 
 def main() -> None:

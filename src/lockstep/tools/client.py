@@ -2,10 +2,14 @@
 
 Everything received is attacker-controlled: frames are capped by the sandbox, parsed strictly, matched by id, and frames
 nobody asked for are counted and dropped. Our runner and third-party stdio servers speak the same protocol here.
+
+Two eras: the modern revision has no handshake, every request says in `_meta` which revision it is; the legacy ones
+begin with `initialize`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +17,21 @@ from typing import Any
 import msgspec
 
 from lockstep.sandbox.contract import Process
+from lockstep.tools.definitions import Offer, read_page, salvage
 from lockstep.values import JsonObject
 
-PROTOCOL_VERSION = "2025-06-18"
+MODERN = "2026-07-28"
+LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+RUNNER_PROTOCOL = "2025-06-18"
+"""What our own runner is spoken to in."""
 MAX_STRAY_FRAMES = 1000
 MAX_PAGES = 50
+MAX_DEFINITIONS = 1000
+DISCOVER_S = 5.0
+"""How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
+one that is waiting for its handshake."""
+_META = "io.modelcontextprotocol/"
+_CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
 
 
 class BadReply(Exception):
@@ -34,39 +48,82 @@ class ServerError(Exception):
 
 
 class McpClient:
-    """One conversation with one server process."""
+    """One conversation with one server process, in `protocol` once that is settled."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._next_id = 1
         self._stray = 0
+        self.protocol = ""
+        self.declined: dict[str, int] = {}
+        """What the server asked of us and did not get: method -> how often."""
 
-    async def initialize(self) -> None:
-        """The handshake.
+    async def negotiate(self) -> str:
+        """Settle on a revision: the modern one where the server knows it, else what it shakes hands on.
 
         Raises:
             BadReply, ServerError, ProcessEnded: it does not speak MCP.
         """
-        client = {"name": "lockstep", "version": "1"}
-        params = {"protocolVersion": PROTOCOL_VERSION, "capabilities": {}, "clientInfo": client}
-        await self.request("initialize", params)
+        self.protocol = MODERN
+        try:
+            async with asyncio.timeout(DISCOVER_S):
+                versions = (await self.request("server/discover", {})).get("supportedVersions")
+            if isinstance(versions, list) and MODERN in versions:
+                return self.protocol
+        except (ServerError, TimeoutError):
+            pass
+        await self.initialize(LEGACY[0])
+        return self.protocol
+
+    async def resume(self, protocol: str) -> None:
+        """Speak a revision that was settled on before: without a round trip where the revision has no handshake.
+
+        Raises:
+            BadReply, ServerError, ProcessEnded: it does not speak MCP.
+        """
+        if protocol == MODERN:
+            self.protocol = MODERN
+        else:
+            await self.initialize(protocol or RUNNER_PROTOCOL)
+
+    async def initialize(self, protocol: str = RUNNER_PROTOCOL) -> None:
+        """The handshake of the legacy revisions; the server may answer with another of them.
+
+        Raises:
+            BadReply, ServerError, ProcessEnded: it does not speak MCP.
+        """
+        self.protocol = protocol
+        result = await self.request(
+            "initialize", {"protocolVersion": protocol, "capabilities": {}, "clientInfo": _CLIENT}
+        )
+        answered = result.get("protocolVersion")
+        if answered not in LEGACY:
+            raise BadReply(f"it wants to speak the revision {answered!r:.40}, which is not known here")
+        self.protocol = str(answered)
         await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
-    async def list_tools(self) -> list[JsonObject]:
-        """Every tool definition the server offers, all pages."""
-        tools: list[JsonObject] = []
+    async def list_tools(self) -> Offer:
+        """The tool definitions the server offers, all pages; one that is of no use does not take others with it.
+
+        Raises:
+            BadReply, ServerError, ProcessEnded: it has no list, or nothing in it can be used.
+        """
+        tools: list[Any] = []
         cursor: str | None = None
         for _ in range(MAX_PAGES):
-            result = await self.request("tools/list", {} if cursor is None else {"cursor": cursor})
-            page = result.get("tools")
-            if not isinstance(page, list) or not all(
-                isinstance(t, dict) and isinstance(t.get("name"), str) for t in page
-            ):
-                raise BadReply("its list of tools is not a list of named tools")
-            tools += page
-            cursor = result.get("nextCursor")
-            if not isinstance(cursor, str):
-                return tools
+            page = read_page(await self.request("tools/list", {} if cursor is None else {"cursor": cursor}))
+            if page is None or len(tools) + len(page.tools) > MAX_DEFINITIONS:
+                raise BadReply(
+                    "its list of tools is not a list of named tools"
+                    if page is None
+                    else f"it offers more than {MAX_DEFINITIONS} tools"
+                )
+            tools += page.tools
+            if (cursor := page.cursor) is None:
+                offer = salvage(tools)
+                if tools and not offer.tools:
+                    raise BadReply(f"its list of tools is not a list of named tools: {'; '.join(offer.problems)}")
+                return offer
         raise BadReply(f"its list of tools has more than {MAX_PAGES} pages")
 
     async def call_tool(self, name: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
@@ -75,20 +132,38 @@ class McpClient:
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
-        await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": self._enveloped(params)})
         while True:
             frame = await self._receive()
             if "method" in frame:
                 await self._decline(frame)
-            elif frame.get("id") == number:
+            elif frame.get("id") == number and not isinstance(frame["id"], bool):
                 return _result(frame)
             self._count_stray(method)
 
+    def _enveloped(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.protocol != MODERN:
+            return params
+        envelope = {
+            f"{_META}protocolVersion": MODERN,
+            f"{_META}clientInfo": _CLIENT,
+            f"{_META}clientCapabilities": {},
+        }
+        return {**params, "_meta": {**params.get("_meta", {}), **envelope}}
+
     async def _decline(self, frame: Mapping[str, Any]) -> None:
         """Requests of a server to us (sampling, roots, elicitation) are declined; notifications are dropped."""
-        if "id" in frame and isinstance(frame["id"], str | int):
-            error = {"code": -32601, "message": "not offered"}
-            await self._send({"jsonrpc": "2.0", "id": frame["id"], "error": error})
+        number = frame.get("id")
+        if not isinstance(number, str | int) or isinstance(number, bool):
+            return
+        if frame["method"] == "ping":
+            await self._send({"jsonrpc": "2.0", "id": number, "result": {}})
+            return
+        asked = str(frame["method"])[:60]
+        if asked in self.declined or len(self.declined) < 10:
+            self.declined[asked] = self.declined.get(asked, 0) + 1
+        error = {"code": -32601, "message": "not offered"}
+        await self._send({"jsonrpc": "2.0", "id": number, "error": error})
 
     def _count_stray(self, method: str) -> None:
         self._stray += 1

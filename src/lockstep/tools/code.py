@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from lockstep.agent.places import tree_digest, tree_files
 from lockstep.errors import StoreError
 from lockstep.values import Digest, digest_json, sha256
 
@@ -50,6 +51,34 @@ class CodeStore:
                 raise StoreError(
                     f"The code {names} of this lock was changed in the store ({target}).",
                     remedy="Remove that directory and run the agent anew.",
+                )
+            self._checked.add(target)
+        return target
+
+    def put_tree(self, directory: Path) -> Digest:
+        """Keep a copy of a directory of packages as it is now; returns its digest.
+
+        Raises:
+            ConfigError: something in it cannot be kept.
+            StoreError: the store cannot be written.
+        """
+        digest = tree_digest(directory)
+        if not (self._directory / digest[:32]).is_dir():
+            self.put({name: path.read_bytes() for name, path in tree_files(directory)})
+        return digest
+
+    def tree(self, digest: Digest) -> Path:
+        """The kept copy of a directory of packages.
+
+        Raises:
+            StoreError: it was never put here, was removed, or was changed since.
+        """
+        target = self._directory / digest[:32]
+        if target not in self._checked:
+            if not target.is_dir() or digest_json(_digests(target)) != digest:
+                raise StoreError(
+                    f"The packages {digest[:12]} of this lock are not in the store, or were changed there.",
+                    remedy=f"Remove {target} if it is there, and run the agent anew.",
                 )
             self._checked.add(target)
         return target

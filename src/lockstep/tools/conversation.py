@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
@@ -17,12 +18,15 @@ from lockstep.tools.client import BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
-from lockstep.values import Digest, JsonObject, digest_json
+from lockstep.tools.structure import structure_problem
+from lockstep.values import JsonObject, sha256
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 """Of 4xx, those a server or something before it may send although the request was carried out."""
 
+_DONE = "The call ran to its end, so its effect is done; its result is lost."
+_KEPT_CHARACTERS = 4000
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -50,8 +54,8 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
     """
     client = McpClient(process)
     try:
-        await client.initialize()
-        return Ready(client=client, live={str(each["name"]): each for each in await client.list_tools()})
+        await client.resume(tool.protocol)
+        return Ready(client=client, live={str(each["name"]): each for each in (await client.list_tools()).tools})
     except (ProcessEnded, ServerError, BadReply) as error:
         raise NotServing(_failed(tool, error, process, sent=False)) from error
 
@@ -63,18 +67,24 @@ async def converse(
 
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
-    pinned = ready.live.get(call.tool.name)
-    if pinned is None or _pin(pinned) != call.tool.pin:
-        text = f"Not run: the definition of {call.tool.name} is not the one that was locked."
-        return Outcome(kind="pin_mismatch", text=text)
-    meta = {"lockstep/run": call.run, "lockstep/call": call.id, "lockstep/key": call.key}
+    if (drifted := _drifted(call.tool, ready.live)) is not None:
+        return drifted
+    meta = {
+        "lockstep/run": call.run,
+        "lockstep/call": call.id,
+        "lockstep/key": call.key,
+        "traceparent": traceparent(call.run, call.id),
+    }
     late = on_overdue and call.tool.repeats.late_s > 0
     timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
     try:
-        result = await ready.client.call_tool(call.tool.name, call.arguments, meta)
-        return _outcome(result, process)
+        result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta)
+        outcome = _outcome(result, process)
+        if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
+            outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
+        return _with_declined(outcome, ready.client.declined)
     except (ProcessEnded, ServerError, BadReply) as error:
-        return _failed(call.tool, error, process, sent=True)
+        return _with_declined(_failed(call.tool, error, process, sent=True), ready.client.declined)
     finally:
         if timer is not None:
             timer.cancel()
@@ -111,6 +121,9 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
 
 def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
     """An MCP `tools/call` result as an outcome."""
+    if (kind := result.get("resultType", "complete")) != "complete":
+        asked = f"its result is {kind!r:.40}" if kind != "input_required" else "it asks for input, which is not offered"
+        raise BadReply(asked)
     content = result.get("content")
     if not isinstance(content, list):
         raise BadReply("its result has no content list")
@@ -132,7 +145,7 @@ def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
         return Outcome(kind="tool_error", text=text, detail=detail, unknown=acted, transient=passing)
     kind = "output_too_large" if error.get("type") == "OutputTooLarge" else "tool_error"
     if error.get("stage") == "result":  # the function returned: whatever it does outside is done
-        kind, text = "result_unusable", f"The call ran to its end, so its effect is done; its result is lost. {text}"
+        kind, text = "result_unusable", f"{_DONE} {text}"
     detail = "\n".join(filter(None, (str(error.get("traceback", "")), process.stderr_tail())))
     unknown = error.get("unknown") is True
     if error.get("stage") == "call" and error.get("not_done") is not True:
@@ -163,8 +176,33 @@ def _plainly_refused(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
 
 
-def _pin(definition: JsonObject) -> Digest | None:
+def _drifted(tool: LockedTool, live: Mapping[str, JsonObject]) -> Outcome | None:
+    """What is said instead of a call when the live definition is not the locked one; None when it is."""
+    offered = live.get(tool.own_name)
+    if offered is None:
+        text = f"Not run: {tool.name} is not offered by its server any more."
+        return Outcome(
+            kind="pin_mismatch", text=text, detail=f"It offers: {', '.join(sorted(live)) or 'nothing'}."[:4000]
+        )
     try:
-        return digest_json(definition)
+        if tool.pin_of(offered) == tool.pin:
+            return None
     except ValueError:
-        return None
+        pass  # nothing that could have been locked
+    text = f"Not run: the definition of {tool.name} is not the one that was locked."
+    changes = tuple(definition_changes(tool.definition, offered)) or ("the server itself is another one",)
+    return Outcome(kind="pin_mismatch", text=text, detail="\n".join(changes)[:_KEPT_CHARACTERS])
+
+
+def _with_declined(outcome: Outcome, declined: Mapping[str, int]) -> Outcome:
+    if not declined:
+        return outcome
+    asked = ", ".join(f"{method} ({times})" for method, times in declined.items())
+    return replace(
+        outcome, detail="\n".join(filter(None, (f"Its server asked for, and was refused: {asked}.", outcome.detail)))
+    )
+
+
+def traceparent(run: str, call: str) -> str:
+    """W3C trace context of a call: the same trace for all calls of a run, and never any baggage."""
+    return f"00-{sha256(run.encode())[:32]}-{sha256(f'{run}/{call}'.encode())[:16]}-01"

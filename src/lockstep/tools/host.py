@@ -28,12 +28,13 @@ from lockstep.sandbox.warm import Lease, Recipe
 from lockstep.tools.client import McpClient
 from lockstep.tools.code import CodeStore
 from lockstep.tools.conversation import NotServing, Ready, converse, greet
+from lockstep.tools.definitions import Offer
 from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.secret_values import secret_values
-from lockstep.tools.starting import Guest
-from lockstep.values import TIER_RANK, Digest, Effect, JsonObject, RunId
+from lockstep.tools.starting import RUNTIME_MOUNT, Guest
+from lockstep.values import TIER_RANK, Digest, Effect, RunId
 
 _REMEDY = "`lockstep doctor` shows what this machine can do."
 _MIB = 2**20
@@ -46,6 +47,14 @@ class Choice:
 
     backend: Backend
     degraded: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a source says of itself; `protocol` is empty for our own runner, where nothing is to settle."""
+
+    protocol: str
+    offer: Offer
 
 
 class SandboxedTools:
@@ -92,8 +101,8 @@ class SandboxedTools:
         except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
-    async def describe(self, tool: LockedTool, permit: Permit, digest: Digest) -> list[JsonObject]:
-        """The definitions a source offers, asked for in a sandbox: tool code never runs outside one.
+    async def describe(self, tool: LockedTool, permit: Permit, digest: Digest) -> Description:
+        """What a source offers, asked for in a sandbox: tool code never runs outside one.
 
         Raises:
             ServerError, BadReply, ProcessEnded: the source cannot say.
@@ -103,8 +112,12 @@ class SandboxedTools:
         try:
             process.admit(permit, digest, {})
             client = McpClient(process)
-            await client.initialize()
-            return await client.list_tools()
+            if tool.source.startswith("mcp:"):
+                protocol = await client.negotiate()
+            else:
+                await client.initialize()
+                protocol = ""
+            return Description(protocol=protocol, offer=await client.list_tools())
         finally:
             await process.close()
 
@@ -161,11 +174,13 @@ class SandboxedTools:
         return Recipe(backend=backend, spec=self._sandbox(tool), warm_up=functools.partial(greet, tool))
 
     def _sandbox(self, tool: LockedTool) -> SandboxSpec:
-        argv, mounts = self._guest.start(tool.source, egress=bool(tool.egress))
+        code = self._code.get(tool.code)
+        argv, mounts = self._guest.start(tool, code)
+        packages = {f"{RUNTIME_MOUNT}/{name}": self._code.tree(digest) for name, digest in tool.runtime.items()}
         limits = _limits(tool.limits, tool.timeout_s + tool.repeats.late_s)
         return SandboxSpec(
             argv=argv,
-            mounts={**mounts, TOOL_MOUNT: self._code.get(tool.code), LOCKSTEP_MOUNT: self._guest.directory},
+            mounts={**mounts, **packages, TOOL_MOUNT: code, LOCKSTEP_MOUNT: self._guest.directory},
             env={**tool.env, "LOCKSTEP_OUTPUT_BYTES": str(limits.output_bytes)},
             egress=tuple(parse_rule(rule) for rule in tool.egress),
             secrets=tuple(binding(secret) for secret in tool.secrets),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from lockstep.agent.load import AGENT_FILE, load_spec
 from lockstep.agent.lock import (
@@ -18,7 +18,8 @@ from lockstep.agent.lock import (
     source_key,
 )
 from lockstep.agent.locked import LockedTool, locked_agent
-from lockstep.agent.spec import FILE_MODELS, PolicySection, ToolSource
+from lockstep.agent.places import host_path
+from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, StoreError
 from lockstep.gate.arguments import ArgumentChecker
 from lockstep.gate.effect_checks import effect_problems
@@ -28,33 +29,74 @@ from lockstep.sandbox.contract import ProcessEnded
 from lockstep.tools.client import BadReply, ServerError
 from lockstep.tools.code import CodeStore
 from lockstep.tools.egress_checks import egress_problems, private_names
-from lockstep.tools.host import SandboxedTools
-from lockstep.values import digest_json, sha256
+from lockstep.tools.host import Description, SandboxedTools
+from lockstep.tools.scan import visible
+from lockstep.tools.structure import schema_problem
+from lockstep.values import Digest, JsonObject, digest_json, sha256
 from lockstep.wiring.models import read_file_model
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 """What the Model Context Protocol lets a tool be called; some providers take less."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the sources of an agent answered, by the index of their entries."""
+
+    spec: AgentSpec
+    definitions: Mapping[int, Sequence[JsonObject]]
+    protocols: Mapping[int, str]
+    problems: tuple[str, ...]
+    """Definitions of servers that are of no use and were dropped, each in a sentence."""
+
+
+async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -> Asked:
+    """Ask every tool source for its definitions in a sandbox.
+
+    Raises:
+        ConfigError: something in the directory is wrong, or a source cannot say.
+        SandboxUnavailable: the sources cannot be asked on this machine.
+    """
+    spec = load_spec(directory)
+    definitions: dict[int, Sequence[JsonObject]] = {}
+    protocols: dict[int, str] = {}
+    problems: list[str] = []
+    for index, source in enumerate(spec.tools):
+        said = await _describe(directory, index, spec.policy, source, tools, code)
+        definitions[index], dropped = said.offer.tools, said.offer.problems
+        if source.mcp:
+            protocols[index] = said.protocol
+            definitions[index], more = usable(said.offer.tools)
+            dropped = (*dropped, *more)
+        problems += [f"{directory / AGENT_FILE}: tools[{index}]: {each}; it was left out." for each in dropped]
+    return Asked(spec=spec, definitions=definitions, protocols=protocols, problems=tuple(problems))
+
+
 async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore) -> Lock:
-    """Resolve what is on disk, asking every tool source for its definitions in a sandbox, and check the whole.
+    """Resolve what is on disk, with everything that its tool sources offer, and check the whole.
 
     Raises:
         ConfigError, ModelError: something in the directory is wrong.
         SandboxUnavailable: the sources cannot be asked on this machine.
     """
-    spec = load_spec(directory)
-    definitions: dict[int, Sequence[Any]] = {}
-    for index, source in enumerate(spec.tools):
-        definitions[index] = await _describe(directory, index, spec.policy, source, tools, code)
-    lock = resolve(directory, spec, definitions)
+    asked = await ask_sources(directory, tools, code)
+    lock = resolve(directory, asked.spec, asked.definitions, asked.protocols)
+    check_whole(directory, asked.spec, lock)
+    return lock
+
+
+def check_whole(directory: Path, spec: AgentSpec, lock: Lock) -> None:
+    """As `check`, and what is seen only from this machine: names that lead to private addresses, the model's file.
+
+    Raises:
+        ConfigError, ModelError: each problem in a sentence.
+    """
     check(directory, lock)
     if closed := private_names(locked_agent(lock).tools.values()):
         raise ConfigError("\n".join(f"{directory / AGENT_FILE}: {problem}." for problem in closed))
     provider, _, name = spec.model.name.partition(":")
     if provider in FILE_MODELS:
         read_file_model(provider, directory / name)
-    return lock
 
 
 def check(directory: Path, lock: Lock) -> Policies:
@@ -97,10 +139,11 @@ def with_code(lock: Lock, code: CodeStore) -> Lock:
 
 async def _describe(
     directory: Path, index: int, policy: PolicySection, source: ToolSource, tools: SandboxedTools, code: CodeStore
-) -> Sequence[Any]:
+) -> Description:
     files = code_files(directory, source)
     code.put(files)
-    asked = _as_tool(policy, source, files)
+    runtime = keep_runtime(source, code)
+    asked = _as_tool(policy, source, files, runtime)
     permit, digest = Describing().permit(asked)
     place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
     try:
@@ -122,7 +165,19 @@ def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:
     return f"ended before it said what it offers ({how}). {last}"
 
 
-def _as_tool(policy: PolicySection, source: ToolSource, files: Mapping[str, bytes]) -> LockedTool:
+def keep_runtime(source: ToolSource, code: CodeStore) -> dict[str, Digest]:
+    """Put the packages a server consists of into the store; their digests by name.
+
+    Raises:
+        ConfigError, StoreError: they cannot be read, or kept.
+    """
+    runtime = source.mcp.runtime if source.mcp else {}
+    return {name: code.put_tree(host_path(path)) for name, path in runtime.items()}
+
+
+def _as_tool(
+    policy: PolicySection, source: ToolSource, files: Mapping[str, bytes], runtime: Mapping[str, Digest]
+) -> LockedTool:
     """The source as something to run: no egress, because saying what one offers needs none.
 
     It needs the tier of its calls, but for a built-in one: its own code is ours, only what it is given to run is not.
@@ -144,17 +199,48 @@ def _as_tool(policy: PolicySection, source: ToolSource, files: Mapping[str, byte
         source=source_key(source),
         code={name: sha256(data) for name, data in files.items()},
         secrets=source.secrets,
+        runtime=runtime,
+        files=source.mcp.files if source.mcp else {},
     )
 
 
-def _tool_problems(tool: LockedTool) -> list[str]:
+def usable(definitions: Sequence[JsonObject]) -> tuple[Sequence[JsonObject], tuple[str, ...]]:
+    """The definitions of a server that can be used, and a phrase about each other one; all where none can.
+
+    What is wrong with all of them is an error, which `check` says with the place.
+    """
+    problems = {str(each["name"]): problem for each in definitions if (problem := _unusable(each))}
+    good = [each for each in definitions if str(each["name"]) not in problems]
+    if not good:
+        return definitions, ()
+    return good, tuple(f"tool {visible(name)!r}: {problem}" for name, problem in problems.items())
+
+
+def _unusable(definition: JsonObject) -> str:
+    name = str(definition["name"])
+    problems = _definition_problems(name, definition)
+    if not problems:
+        try:
+            digest_json(definition)
+            ArgumentChecker({name: cast(JsonObject, definition["inputSchema"])})
+        except (ValueError, ConfigError) as error:
+            problems.append(str(error).rstrip("."))
+    return "; ".join(problems)
+
+
+def _definition_problems(name: str, definition: JsonObject) -> list[str]:
     problems = []
-    if not _TOOL_NAME.fullmatch(tool.name):
+    if not _TOOL_NAME.fullmatch(name):
         problems.append("a tool's name is at most 128 letters, digits, _ - . and /")
-    problems += egress_problems(tool)
-    schema = tool.definition.get("inputSchema")
+    schema = definition.get("inputSchema")
     if not isinstance(schema, Mapping):
         return [*problems, "its definition has no inputSchema object"]
     if schema.get("type") != "object":
         problems.append('its inputSchema must have `"type": "object"`: arguments are named')
+    if "outputSchema" in definition and (problem := schema_problem(definition["outputSchema"])):
+        problems.append(f"its outputSchema is not usable: {problem}")
     return problems
+
+
+def _tool_problems(tool: LockedTool) -> list[str]:
+    return [*_definition_problems(tool.name, tool.definition), *egress_problems(tool)]

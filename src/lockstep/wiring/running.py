@@ -31,7 +31,7 @@ from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
 from lockstep.tools.secret_values import secret_value
 from lockstep.values import RunId, digest_json
-from lockstep.wiring.locking import check, resolve_agent
+from lockstep.wiring.locking import check, keep_runtime, resolve_agent
 from lockstep.wiring.models import FROM_ENVIRONMENT, address_drift, model_settings, open_model
 
 
@@ -197,6 +197,7 @@ def _with_model(prepared: Prepared, name: str) -> Prepared:
 def _keep_code(directory: Path, spec: AgentSpec, code: CodeStore) -> None:
     for source in spec.tools:
         code.put(code_files(directory, source))
+        keep_runtime(source, code)
     provider, _, name = spec.model.name.partition(":")
     if provider in FILE_MODELS:
         code.put({name: read_file(directory / name)})

@@ -59,7 +59,9 @@ def test_a_locked_agent_is_read_out_of_the_lock_alone(clerk: Clerk) -> None:
     agent = locked_agent(from_text(to_text(clerk.lock()), "agent.lock"))
     assert list(agent.tools) == ["look", "pay"]
     assert agent.tools["pay"].dedupe_on == ("/to",)
-    assert agent.tools["pay"].pin == digest_json(PAY)
+    pay = agent.tools["pay"]
+    server = {"source": "mcp:/usr/bin/python3 server.py", "code": dict(pay.code), "runtime": {}}
+    assert pay.pin == digest_json({"definition": PAY, "server": server})
     assert agent.tools["look"].code == {
         "table/a.json": sha256(b"{}\n"),
         "tools.py": sha256(b"# looks things up\n"),

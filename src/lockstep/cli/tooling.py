@@ -1,0 +1,61 @@
+"""`lockstep tools`: what can be said about an agent's tools before they are let loose. Only parsing.
+
+Lazy imports throughout, as in `main`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from lockstep.cli.ending import finish
+from lockstep.cli.options import AgentDir, JsonOption, StoreOption
+
+tools = typer.Typer(
+    name="tools",
+    help="Look at an agent's tools.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands part of the command line."""
+    app.add_typer(tools)
+
+
+@tools.callback()
+def group() -> None:
+    """Look at an agent's tools."""
+
+
+@tools.command()
+def pin(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) -> None:
+    """List the tools of MCP servers with their pins, and whether each is the one that was approved."""
+    from lockstep.cli import tool_pins
+
+    finish(tool_pins.pins(agent, store, json=json), json=json)
+
+
+@tools.command()
+def diff(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Show how tools of MCP servers differ from what was approved; exit code 2 if one does."""
+    from lockstep.cli import tool_pins
+
+    finish(tool_pins.diff(agent, store, json=json), json=json)
+
+
+@tools.command()
+def approve(
+    agent: AgentDir,
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="TOOL...", help="As the model knows them.")] = None,  # noqa: UP045
+    every: Annotated[bool, typer.Option("--all", help="Every tool as it is now.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Approve new or changed tools of MCP servers: write the lock with them."""
+    from lockstep.cli import tool_pins
+
+    if not names and not every:
+        raise typer.BadParameter("name the tools, or say --all")
+    finish(tool_pins.approve(agent, store, None if every else names or ()))
