@@ -16,6 +16,7 @@ from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
+from lockstep.tools.definitions import Offer
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
@@ -30,12 +31,24 @@ _KEPT_CHARACTERS = 4000
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Ready:
-    """A server that has been greeted: the client that speaks to it, and what it says it offers."""
+    """A server that has been greeted: the client that speaks to it, and what it said it offers."""
 
     client: McpClient
     live: Mapping[str, JsonObject]
+    called: bool = False
+
+    async def now(self) -> Mapping[str, JsonObject]:
+        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+
+        Raises:
+            ProcessEnded, ServerError, BadReply: it does not say.
+        """
+        if self.called:
+            self.live = _by_name(await self.client.list_tools())
+        self.called = True
+        return self.live
 
 
 class NotServing(NotReady):
@@ -55,7 +68,7 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
     client = McpClient(process)
     try:
         await client.resume(tool.protocol)
-        return Ready(client=client, live={str(each["name"]): each for each in (await client.list_tools()).tools})
+        return Ready(client=client, live=_by_name(await client.list_tools()))
     except (ProcessEnded, ServerError, BadReply) as error:
         raise NotServing(_failed(tool, error, process, sent=False)) from error
 
@@ -67,7 +80,11 @@ async def converse(
 
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
-    if (drifted := _drifted(call.tool, ready.live)) is not None:
+    try:
+        live = await ready.now()
+    except (ProcessEnded, ServerError, BadReply) as error:
+        return _failed(call.tool, error, process, sent=False)
+    if (drifted := _drifted(call.tool, live)) is not None:
         return drifted
     meta = {
         "lockstep/run": call.run,
@@ -174,6 +191,10 @@ def _may_pass(requests: Sequence[EgressRecord]) -> bool:
 
 def _plainly_refused(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
+
+
+def _by_name(offer: Offer) -> dict[str, JsonObject]:
+    return {str(each["name"]): each for each in offer.tools}
 
 
 def _drifted(tool: LockedTool, live: Mapping[str, JsonObject]) -> Outcome | None:
