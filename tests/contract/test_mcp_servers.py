@@ -58,7 +58,7 @@ SERVERS = {
         (
             ("echo", {"message": "hi"}, "Echo: hi", "ok"),
             ("get-structured-content", {"location": "New York"}, "temperature", "ok"),
-            ("get-tiny-image", {}, "[image: image/png]", "ok"),
+            ("get-tiny-image", {}, "[image: image/png", "ok"),
         ),
     ),
     "filesystem": Server(
@@ -112,7 +112,11 @@ SERVERS = {
         "2026-07-28",
     ),
     "fetch": Server(
-        python("modern", module("fetch", "--ignore-robots-txt"), more='egress = ["127.0.0.1:PORT GET /open"]\n'),
+        python(
+            "modern",
+            module("fetch", "--ignore-robots-txt", "--allow-private-ips"),
+            more='egress = ["127.0.0.1:PORT GET /open"]\n',
+        ),
         (
             ("fetch", {"url": "http://127.0.0.1:PORT/open/page", "raw": True}, PAGE, "ok"),
             ("fetch", {"url": "http://127.0.0.1:PORT/closed", "raw": True}, "403", "tool_error"),

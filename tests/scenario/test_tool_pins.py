@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import BAD_INPUT, FINISHED, SANDBOX, Agent, Done, call, copy_of, lockstep, make_agent
+
+from lockstep.cli.stores import find, looking
+from lockstep.journal.events import EffectSettled
+from lockstep.runtime.reading import read_run
 
 pytestmark = SANDBOX
 SERVER = """\
@@ -53,6 +59,14 @@ def tools(agent: Agent, command: str, *more: str) -> Done:
 
 def names(agent: Agent) -> set[str]:
     return {each["name"] for each in _json(tools(agent, "pin", "--json"))["tools"] if each["status"] == "approved"}
+
+
+async def recorded_detail(agent: Agent) -> str:
+    """What the journal says of the only call of the newest run, for the operator."""
+    async with looking(agent.store) as journal:
+        events = [each.event for each in await read_run(journal, await find(journal, "last"))]
+    (settled,) = (event for event in events if isinstance(event, EffectSettled))
+    return settled.detail
 
 
 def _json(done: Done) -> Any:
@@ -112,7 +126,8 @@ def test_a_server_that_changes_on_its_own_is_quarantined_with_the_difference_on_
     done = agent.run("look")
     (asked,) = done.json["calls"]
     assert asked["outcome"] == "pin_mismatch"
-    assert "description: " in done.out
+    detail = asyncio.run(recorded_detail(agent))
+    assert re.fullmatch(r'description: "Look \d+\." -> "Look \d+\."', detail), detail
 
 
 def test_a_tool_of_no_use_does_not_take_others_with_it(locked: Agent, tmp_path: Path) -> None:

@@ -63,12 +63,15 @@ def _attachment(block: Mapping[str, Any]) -> Attachment | None:
     audience = _audience(block)
     if block.get("type") == "image":
         return _image(block, audience)
+    if block.get("type") == "audio":
+        data = _bytes(block.get("data"))
+        return None if data is None else _file("", block.get("mimeType"), data)
     resource = block.get("resource")
-    if "user" not in audience or not isinstance(resource, dict):
+    if not isinstance(resource, dict):
         return None
-    data = _bytes(resource.get("blob"))
+    data = _bytes(resource.get("blob"))  # bytes are nothing that the words for them could stand for
     if isinstance(text := resource.get("text"), str):
-        data = text.encode("utf-8", "surrogatepass")
+        data = text.encode("utf-8", "surrogatepass") if "user" in audience else None
     name = unquote(str(resource.get("uri", ""))).rstrip("/").rpartition("/")[2]
     return None if data is None else _file(name, resource.get("mimeType"), data)
 

@@ -53,7 +53,7 @@ def test_what_a_provider_would_refuse_stays_the_words_for_it(name: str) -> None:
     assert text == f"[image: {BROKEN[name]['mimeType']}, {len(data) * 3 // 4} bytes]"
 
 
-def test_results_without_images_read_as_they_did() -> None:
+def test_other_content_is_said_in_words_and_bytes_are_kept() -> None:
     blocks = [
         {"type": "text", "text": "a"},
         {"type": "audio", "mimeType": "audio/wav", "data": "AAAA"},
@@ -62,7 +62,12 @@ def test_results_without_images_read_as_they_did() -> None:
         resource(blob="AAAA"),
     ]
     said = "a\n[audio: audio/wav, 3 bytes]\n[resource: file:///x]\nb\n[resource: file:///work/a%20b.csv]"
-    assert read_content(blocks) == (said, ())
+    text, kept = read_content(blocks)
+    assert text == said
+    assert [(each.name, each.mime_type, each.data, each.shown) for each in kept] == [
+        ("", "audio/wav", b"\0\0\0", False),
+        ("a b.csv", "application/octet-stream", b"\0\0\0", False),
+    ], "bytes are kept; they are not shown to the model"
 
 
 def test_what_is_addressed_to_the_user_is_kept_as_a_file() -> None:
