@@ -25,7 +25,7 @@ from lockstep.sandbox.egress_forward import KEY_HEADER
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, Recipe
-from lockstep.tools.client import McpClient
+from lockstep.tools.client import LEGACY, McpClient
 from lockstep.tools.code import CodeStore
 from lockstep.tools.conversation import NotServing, Ready, converse, greet
 from lockstep.tools.definitions import Offer
@@ -101,8 +101,10 @@ class SandboxedTools:
         except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
-    async def describe(self, tool: LockedTool, permit: Permit, digest: Digest) -> Description:
+    async def describe(self, tool: LockedTool, permit: Permit, digest: Digest, *, legacy: bool = False) -> Description:
         """What a source offers, asked for in a sandbox: tool code never runs outside one.
+
+        `legacy`: begin with the handshake, and do not ask for the modern revision.
 
         Raises:
             ServerError, BadReply, ProcessEnded: the source cannot say.
@@ -112,12 +114,14 @@ class SandboxedTools:
         try:
             process.admit(permit, digest, {})
             client = McpClient(process)
-            if tool.source.startswith("mcp:"):
-                protocol = await client.negotiate()
-            else:
+            if not tool.source.startswith("mcp:"):
                 await client.initialize()
-                protocol = ""
-            return Description(protocol=protocol, offer=await client.list_tools())
+                return Description(protocol="", offer=await client.list_tools())
+            if legacy:
+                await client.initialize(LEGACY[0])
+            else:
+                await client.negotiate()
+            return Description(protocol=client.protocol, offer=await client.list_tools())
         finally:
             await process.close()
 

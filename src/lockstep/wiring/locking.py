@@ -144,10 +144,9 @@ async def _describe(
     code.put(files)
     runtime = keep_runtime(source, code)
     asked = _as_tool(policy, source, files, runtime)
-    permit, digest = Describing().permit(asked)
     place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
     try:
-        return await tools.describe(asked, permit, digest)
+        return await _offered(asked, tools)
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
         raise ConfigError(problem, remedy="Correct it, then lock again.") from error
@@ -155,6 +154,18 @@ async def _describe(
         raise ConfigError(f"{place} does not speak MCP: {error}.", remedy="Tools speak MCP over stdio.") from error
     except ProcessEnded as error:
         raise ConfigError(f"{place} {_why_ended(source, error)}", remedy="Start it by hand to see why.") from error
+
+
+async def _offered(asked: LockedTool, tools: SandboxedTools) -> Description:
+    permit, digest = Describing().permit(asked)
+    try:
+        return await tools.describe(asked, permit, digest)
+    except ProcessEnded as ended:
+        if not asked.source.startswith("mcp:") or ended.limit:
+            raise
+    # There are servers of the legacy era that end at a request they do not know.
+    permit, digest = Describing().permit(asked)
+    return await tools.describe(asked, permit, digest, legacy=True)
 
 
 def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:
