@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from clerk import PAY, Clerk
 
-from lockstep.agent.lock import Lock, differing_parts, from_text, resolve, resolve_static, to_text
 from lockstep.agent.load import load_spec
+from lockstep.agent.lock import Lock, differing_parts, from_text, resolve, resolve_static, to_text
 from lockstep.agent.locked import locked_agent
 from lockstep.errors import ConfigError
 
@@ -58,7 +58,10 @@ def test_include_knows_the_servers_own_names(clerk: Clerk) -> None:
 
 def test_what_was_settled_on_is_kept_without_asking_the_server(clerk: Clerk) -> None:
     locked = lock(clerk)
-    assert {name: tool.protocol for name, tool in locked_agent(locked).tools.items()} == {"look": "", "pay": "2026-07-28"}
+    assert {name: tool.protocol for name, tool in locked_agent(locked).tools.items()} == {
+        "look": "",
+        "pay": "2026-07-28",
+    }
     assert resolve_static(clerk.directory, load_spec(clerk.directory), locked).digest == locked.digest
 
 
@@ -139,5 +142,5 @@ def test_packages_that_cannot_be_taken_whole_are_refused(clerk: Clerk, packages:
             os.mkfifo(packages / "pipe")
     place = packages if trouble != "missing" else packages / "nowhere"
     serve(clerk, f"runtime = {{ npm = {json.dumps(str(place))} }}")
-    with pytest.raises(ConfigError, match="is neither a file nor a directory inside|is not a directory"):
+    with pytest.raises(ConfigError, match=r"is neither a file nor a directory inside|is not a directory"):
         lock(clerk)
