@@ -93,7 +93,7 @@ def test_changed_code_is_never_served_from_an_old_snapshot(tmp_path: Path) -> No
         try:
             client = McpClient(process)
             await client.initialize()
-            return (await client.list_tools())[0]["name"]
+            return (await client.list_tools()).tools[0]["name"]
         finally:
             await process.close()
 

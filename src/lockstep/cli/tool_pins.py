@@ -14,7 +14,7 @@ from lockstep.agent.lock import Lock, write_lock
 from lockstep.cli.report import BAD_INPUT, FINISHED
 from lockstep.cli.terminal import console, plain, print_json
 from lockstep.wiring import stores
-from lockstep.wiring.approving import Review, Standing, approved_lock, review
+from lockstep.wiring.pinning import Review, Standing, approved_lock, review
 from lockstep.wiring.stores import Store
 
 _WAITS = ("new", "changed", "gone", "first")
