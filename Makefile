@@ -1,7 +1,7 @@
 # Every target sets up what it needs first; set-up is over in a moment once it has been done.
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
-#   RECORDING=... LIMIT=n   what `make airline` replays
+#   RECORDING=... LIMIT=n   what `make airline` and `make duplicates` replay
 #   FIRECRACKER_BIN=file JAILER_BIN=file   what `make test-nested` runs (the jailer may lie beside it)
 #   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
 
@@ -17,7 +17,7 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline hostile relock clean
+.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline duplicates hostile relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ bench-gate:  ## what the gate costs a call: schema, provenance, receipts and pol
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
 	@.venv/bin/python examples/airline/replay.py --recording "$(RECORDING)" $(if $(LIMIT),--limit $(LIMIT))
+
+duplicates:  ## repeated calls in recorded conversations: caught, let through, served; RECORDING=file LIMIT=n
+	@$(PYTHON) scripts/setup.py --dev --no-system
+	@.venv/bin/python examples/duplicates/measure.py \
+	    $(if $(filter file,$(origin RECORDING)),,--recording "$(RECORDING)") $(if $(LIMIT),--limit $(LIMIT))
 
 hostile:  ## hostile payloads against every isolation backend of this machine, as a table
 	@$(PYTHON) scripts/setup.py --dev

@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from data import AssistantMessage, DataError, Recording, data_directory, load_recordings, load_world  # noqa: E402
+from data import DataError, Recording, data_directory, load_recordings, load_world  # noqa: E402
 from service import AirlineService, serve  # noqa: E402
 
 from lockstep.agent.lock import LOCK_FILE, to_text  # noqa: E402
@@ -115,7 +115,7 @@ class _Replay:
             await journal.close()
 
     async def _one(self, session: str, recording: Recording, journal: Journal) -> Compared:
-        conversation = from_messages(_plain(recording), model="openai:gpt-4o", agent="airline")
+        conversation = from_messages(recording.plain(), model="openai:gpt-4o", agent="airline")
         model = RecordedModel(recording=conversation, checked=False)  # one differing result must not hide the others
         driver = running.open_driver(
             self._lock, directory=self._directory, journal=journal, tools=self._tools, code=self._code, model=model
@@ -164,27 +164,6 @@ class _Replay:
             runs=len(states),
             problems=tuple(problems),
         )
-
-
-def _plain(recording: Recording) -> list[dict[str, Any]]:
-    """The conversation as `from_messages` reads it."""
-    out: list[dict[str, Any]] = []
-    for turn in recording.turns:
-        out.append({"role": "user", "content": turn.user})
-        for message in turn.messages:
-            if isinstance(message, AssistantMessage):
-                calls = [{"id": c.id, "name": c.name, "args": dict(c.arguments)} for c in message.calls]
-                out.append({"role": "assistant", "content": message.text, "tool_calls": calls})
-            else:
-                out.append(
-                    {
-                        "role": "tool",
-                        "content": message.text,
-                        "tool_call_id": message.call_id,
-                        "name": message.name or "tool",
-                    }
-                )
-    return out
 
 
 def _copy_agent(directory: Path, address: str, isolation: str, recordings: Sequence[Recording]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lockstep.errors import JournalCorrupt
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import unpack
-from lockstep.kernel.state import CallState, Phase, Receipt, State, Status, Totals
+from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status, Totals
 from lockstep.kernel.transcript import Transcript
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
 from lockstep.values import Effect, RunId, parse_usd
@@ -22,9 +22,16 @@ _Changes = dict[str, Any]
 """Fields of the state and their new values: one event, one copy of the state."""
 
 
-def start(run: RunId, opening: Transcript, receipts: Mapping[str, Receipt] | None = None) -> State:
-    """The state before any event; `opening` and `receipts` come from the earlier runs of the session."""
-    return State(run=run, transcript=opening, history=len(opening.messages), receipts=receipts or {})
+def start(
+    run: RunId,
+    opening: Transcript,
+    receipts: Mapping[str, Receipt] | None = None,
+    emitted: Mapping[str, tuple[Emitted, ...]] | None = None,
+) -> State:
+    """The state before any event; all but `run` comes from the earlier runs of the session."""
+    return State(
+        run=run, transcript=opening, history=len(opening.messages), receipts=receipts or {}, emitted=emitted or {}
+    )
 
 
 def fold(state: State, recorded: Iterable[ev.Recorded]) -> State:
@@ -89,6 +96,7 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         "finish_reason": event.finish_reason,
         "output": event.text if not asked else state.output,
         "settled": (*state.settled, *state.calls) if state.calls else state.settled,
+        "emitted": with_emitted(state.emitted, state.run, state.calls) if state.calls else state.emitted,
         "calls": asked,
         "failures": 0,
         "retry_after_s": None,
@@ -308,6 +316,25 @@ def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by:
     elif before is not None:
         receipts[call.dedupe_key] = before
     return {"receipts": receipts, "freed": state.freed | freed}
+
+
+def with_emitted(
+    emitted: Mapping[str, tuple[Emitted, ...]], run: RunId, calls: Iterable[CallState]
+) -> Mapping[str, tuple[Emitted, ...]]:
+    """`emitted` with these calls of a run, where they succeeded and ran themselves."""
+    found = dict(emitted)
+    for call in calls:
+        if call.provider_id and call.outcome == "ok" and not call.duplicate_of:
+            one = Emitted(
+                where=f"{run}/{call.id}",
+                name=call.name,
+                arguments=call.arguments,
+                text=call.text,
+                asked_at_ms=call.asked_at_ms,
+                effects_seen=call.effects_seen,
+            )
+            found[call.provider_id] = (*found.get(call.provider_id, ()), one)
+    return found
 
 
 def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:

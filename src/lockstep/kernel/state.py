@@ -102,6 +102,20 @@ class Receipt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Emitted:
+    """A call of an earlier reply that succeeded, as an adapter that emits it again would repeat it."""
+
+    where: str
+    """`run/call`."""
+    name: str
+    arguments: str
+    text: str
+    asked_at_ms: int
+    effects_seen: int
+    """How many calls of this run had changed something, or may have, when its result came; of an earlier run, 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
     """What a run leaves to its session: its own receipts, and the terms of those it ended."""
 
@@ -177,6 +191,8 @@ class State:
     """By deduplication key: the receipt that stands. Never changed in place."""
     freed: frozenset[str] = frozenset()
     """Terms that calls of this run have ended."""
+    emitted: Mapping[str, tuple[Emitted, ...]] = field(default_factory=dict)
+    """By provider id: calls of earlier replies, of this run and those before it. Never changed in place."""
     effects: int = 0
     """Calls of this run that may have changed something outside."""
     totals: Totals = field(default_factory=Totals)

@@ -187,7 +187,7 @@ class Driver:
         first = recorded[0].event
         assert isinstance(first, ev.RunStarted)
         history = self._begun.pop(run, None) or await self._history(first.session, first.previous, before=run)
-        begin = start(run, opening(self.agent, history.messages), history.receipts)
+        begin = start(run, opening(self.agent, history.messages), history.receipts, history.emitted)
         return _Live(self._journal, self._watcher, fold(begin, recorded))
 
     async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:

@@ -37,7 +37,7 @@ from lockstep.journal.port import Entry, Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.decide import CRASH_LIMIT
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.model.port import AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
+from lockstep.model.port import AskedCall, AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
 from lockstep.runtime import answers, driver
 from lockstep.runtime.answers import answer_approval, cancel, settle
 from lockstep.runtime.driver import Driver
@@ -550,7 +550,7 @@ def test_a_run_that_brings_the_driver_down_before_it_gets_anywhere_is_stopped_in
 
 
 def test_a_session_carries_earlier_runs_into_the_prompt_in_order(path: Path) -> None:
-    model = ListedModel(reply(call("look")), reply(text="Seen."))
+    model = ListedModel(reply(AskedCall(provider_id="", name="look", arguments="{}")), reply(text="Seen."))
 
     async def work(journal: SQLiteJournal) -> None:
         driving = driver_of(journal, model, Functions(look=lambda _: ok("BA1")))
