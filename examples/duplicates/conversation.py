@@ -72,7 +72,7 @@ async def replay(
         agent=agent,
         settings=Settings(),
         journal=journal,
-        gate=Gate(agent, Policies.parse(agent.policies)),
+        gate=Gate(agent, Policies.parse(agent.policies), journal),
         model=model,
         tools=world,
         sleep=_at_once,

@@ -53,6 +53,11 @@ class LockedTool:
         return declared and self.repeats.scope != "none"
 
     @property
+    def once_for_principal(self) -> bool:
+        """Whether that is in all sessions of a principal, so that others must be looked at."""
+        return self.once_only and self.repeats.scope == "principal"
+
+    @property
     def retries(self) -> int:
         """Attempts after the first that infrastructure may make at one call; none where a repeat does harm."""
         return 0 if self.effect is Effect.ONCE else self.repeats.retries

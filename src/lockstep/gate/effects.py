@@ -83,13 +83,16 @@ def standing(state: State, key: str) -> Repeat | None:
         if call.dedupe_key == key and call.outcome == "ok" and not call.duplicate_of and not call.again:
             return Repeat(f"{state.run}/{call.id}", call.text)
     receipt = state.receipts.get(key)
-    if receipt is None or not _stands(receipt, state.last_at_ms):
+    if receipt is None or not receipt.stands(state.last_at_ms):
         return None
     return Repeat(receipt.where, receipt.text, receipt.in_doubt)
 
 
-def _stands(receipt: Receipt, now_ms: int) -> bool:
-    return receipt.in_doubt or receipt.until_ms is None or now_ms < receipt.until_ms
+def told(tool: str, done: Repeat | Receipt) -> str:
+    """What the model is told of a call that is not run, because the same one was made or is in doubt."""
+    if done.in_doubt:
+        return f"Not run: nobody knows yet whether the same {tool} of before happened. Do not ask for it again."
+    return f"{done.text}\n\n[This call was already made ({done.where}); it was not run again. This is its result.]"
 
 
 def emitted_before(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Repeat | None:

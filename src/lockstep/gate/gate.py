@@ -24,6 +24,7 @@ from lockstep.gate.effects import (
     probe_arguments,
     split_again,
     standing,
+    told,
 )
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
@@ -260,16 +261,14 @@ def _denied(
 def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, done: Repeat) -> CallJudged:
     if done.in_doubt:
         reason = f"the same call is in doubt at {done.where}: settle that first"
-        note = f"Not run: nobody knows yet whether the same {tool.name} of before happened. Do not ask for it again."
-        return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=note)
-    note = f"{done.text}\n\n[This call was already made ({done.where}); it was not run again. This is its result.]"
+        return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=told(tool.name, done))
     return CallJudged(
         call=call.id,
         verdict="allow",
         digest=digest,
         effect=tool.effect.value,
         reasons=(f"already done at {done.where}",),
-        note=note,
+        note=told(tool.name, done),
         dedupe_key=key,
         duplicate_of=done.where,
     )

@@ -92,9 +92,22 @@ class Journal(Stops, Protocol):
         """
 
     async def runs(
-        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+        self,
+        session: str | None = None,
+        limit: int | None = None,
+        with_event: str | None = None,
+        *,
+        principal: str | None = None,
+        agent: str | None = None,
     ) -> list[RunRow]:
-        """Runs, newest first: all, or those of a session, or those that have an event of a type."""
+        """Runs, newest first: all, or those of a session, a principal, an agent, or with an event of a type."""
+
+    async def position(self, run: RunId, seq: int) -> int:
+        """Where an event stands among all events of the store; every event appended later stands higher.
+
+        Raises:
+            StoreError: there is no such event.
+        """
 
     async def find(self, prefix: str) -> list[RunId]:
         """Runs whose id starts with `prefix`, newest first; at most 10."""

@@ -34,6 +34,7 @@ _RUNS = (
     " {where} ORDER BY r.number DESC LIMIT ?"
 )
 _WITH_EVENT = "r.number IN (SELECT run FROM events WHERE type = ?)"
+_POSITION = "SELECT rowid FROM events WHERE run = (SELECT number FROM runs WHERE run_id = ?) AND seq = ?"
 _NUMBER = "SELECT number FROM runs WHERE run_id = ?"
 _SESSION = (
     "SELECT r.run_id, e.type, CAST(e.hash AS BLOB), CAST(x.body AS BLOB), CAST(x.hash AS BLOB) FROM runs r"
@@ -125,9 +126,20 @@ class SQLiteJournal:
         ]
 
     async def runs(
-        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+        self,
+        session: str | None = None,
+        limit: int | None = None,
+        with_event: str | None = None,
+        *,
+        principal: str | None = None,
+        agent: str | None = None,
     ) -> list[RunRow]:
-        wanted = {"r.session = ?": session, _WITH_EVENT: with_event}
+        wanted = {
+            "r.session = ?": session,
+            "r.principal = ?": principal,
+            "r.agent = ?": agent,
+            _WITH_EVENT: with_event,
+        }
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f"WHERE {' AND '.join(given)}" if given else ""
         rows = self._query(_RUNS.format(where=where), (*given.values(), -1 if limit is None else limit))
@@ -135,6 +147,13 @@ class SQLiteJournal:
             RunRow(run=r, session=s, principal=p, agent=a, started_at_ms=started, last=kind, last_at_ms=at, events=seq)
             for r, s, p, a, started, kind, at, seq in rows
         ]
+
+    async def position(self, run: RunId, seq: int) -> int:
+        # One writer at a time, nothing is ever removed: SQLite's own number of a row grows with every append.
+        rows = self._query(_POSITION, (run, seq))
+        if not rows:
+            raise StoreError(f"Run {run} has no event {seq}.")
+        return int(rows[0][0])
 
     async def find(self, prefix: str) -> list[RunId]:
         rows = self._query(

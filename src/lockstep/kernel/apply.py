@@ -18,6 +18,9 @@ from lockstep.values import Effect, RunId, parse_usd
 NOBODY = "nobody"
 """Who refuses an approval that expired."""
 
+JOINED = "joined"
+"""Outcome of a call that was not run, because another session made the same one a moment before: told its result."""
+
 _Changes = dict[str, Any]
 """Fields of the state and their new values: one event, one copy of the state."""
 
@@ -165,7 +168,7 @@ def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Cha
     once = state.call(event.call).effect is Effect.ONCE
     return {
         **_with_call(state, event.call, {"phase": Phase.INTENDED}),
-        **(_with_receipt(state, event.call, "in_doubt", "") if once else {}),
+        **(_with_receipt(state, event.call, at_ms, "in_doubt", "") if once else {}),
         "effects": state.effects + 1,
     }
 
@@ -186,7 +189,7 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
     return {
         "totals": totals,
         "crashes": 0,
-        **_with_receipt(state, event.call, event.outcome, event.text, event.freed_by),
+        **_with_receipt(state, event.call, at_ms, event.outcome, event.text, event.freed_by),
         **_with_call(state, event.call, call),
     }
 
@@ -204,7 +207,7 @@ def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Chang
         "degraded": event.degraded,
         "duration_ms": event.run_ms,
     }
-    return {**_with_receipt(state, event.call, "in_doubt", ""), **_with_call(state, event.call, call)}
+    return {**_with_receipt(state, event.call, at_ms, "in_doubt", ""), **_with_call(state, event.call, call)}
 
 
 def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes:
@@ -214,7 +217,7 @@ def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes
 
 def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> _Changes:
     outcome = "ok" if event.happened else "did_not_happen"
-    receipts = _with_receipt(state, event.call, outcome, event.text, event.freed_by)
+    receipts = _with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by)
     call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
     return {**receipts, **_with_call(state, event.call, call)}
 
@@ -224,7 +227,7 @@ def _doubt_settled(state: State, event: ev.DoubtSettled, at_ms: int) -> _Changes
     # The model was told that nobody knew, and that stays said: the transcript is as it was when the run ended.
     call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
     return {
-        **_with_receipt(state, event.call, outcome, event.text, event.freed_by),
+        **_with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by),
         "calls": tuple(replace(each, **call) if each.id == event.call else each for each in state.calls),
     }
 
@@ -273,7 +276,7 @@ def _answer(call: CallState) -> ToolMessage:
         provider_id=call.provider_id,
         name=call.name,
         text=text,
-        is_error=call.outcome != "ok",
+        is_error=call.outcome not in ("ok", JOINED),
         images=tuple(attachment for attachment in call.attachments if attachment.shown),
     )
 
@@ -290,7 +293,9 @@ def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
     }
 
 
-def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by: tuple[str, ...] = ()) -> _Changes:
+def _with_receipt(
+    state: State, call_id: str, at_ms: int, outcome: str, text: str, freed_by: tuple[str, ...] = ()
+) -> _Changes:
     """Keep, change or drop what stands against the same call; a call that succeeds ends the receipts it frees."""
     call = state.call(call_id)
     freed = frozenset(call.frees) if outcome == "ok" else frozenset()
@@ -307,6 +312,7 @@ def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by:
         in_doubt = outcome == "in_doubt"
         receipts[call.dedupe_key] = Receipt(
             where=f"{state.run}/{call_id}",
+            at_ms=at_ms,
             text=text,
             in_doubt=in_doubt,
             until_ms=call.dedupe_until_ms,
@@ -315,7 +321,7 @@ def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by:
         )
     elif before is not None:
         receipts[call.dedupe_key] = before
-    return {"receipts": receipts, "freed": state.freed | freed}
+    return {"receipts": receipts, "freed": {**state.freed, **dict.fromkeys(freed, at_ms)}}
 
 
 def with_emitted(

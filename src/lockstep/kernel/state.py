@@ -91,6 +91,7 @@ class Receipt:
 
     where: str
     """`run/call`."""
+    at_ms: int
     text: str
     in_doubt: bool = False
     until_ms: int | None = None
@@ -99,6 +100,10 @@ class Receipt:
     """Terms, any of which ends it once a call that frees it has succeeded."""
     before: Receipt | None = None
     """Of a deliberate repeat whose outcome is open: what stands again if it comes to nothing."""
+
+    def stands(self, now_ms: int) -> bool:
+        """Whether its window is still open; a doubt has none."""
+        return self.in_doubt or self.until_ms is None or now_ms < self.until_ms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,11 +125,12 @@ class Left:
     """What a run leaves to its session: its own receipts, and the terms of those it ended."""
 
     receipts: Mapping[str, Receipt]
-    freed: frozenset[str] = frozenset()
+    freed: Mapping[str, int] = field(default_factory=dict)
+    """When, in milliseconds, the newest call that ends a term succeeded."""
 
     def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
         """The receipts that stand after this run, where `earlier` stood before it."""
-        standing = {key: each for key, each in earlier.items() if self.freed.isdisjoint(each.freed_by)}
+        standing = {key: each for key, each in earlier.items() if self.freed.keys().isdisjoint(each.freed_by)}
         return standing | dict(self.receipts)
 
 
@@ -189,8 +195,8 @@ class State:
     message: str = ""
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     """By deduplication key: the receipt that stands. Never changed in place."""
-    freed: frozenset[str] = frozenset()
-    """Terms that calls of this run have ended."""
+    freed: Mapping[str, int] = field(default_factory=dict)
+    """Terms that calls of this run have ended, and when. Never changed in place."""
     emitted: Mapping[str, tuple[Emitted, ...]] = field(default_factory=dict)
     """By provider id: calls of earlier replies, of this run and those before it. Never changed in place."""
     effects: int = 0

@@ -26,7 +26,8 @@ from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import Model, Settings
-from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, replied, retried, settled
+from lockstep.runtime.elsewhere import Elsewhere
+from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, joined, replied, retried, settled
 from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.runtime.stopping import StopWatch, halted
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
@@ -115,6 +116,7 @@ class Driver:
         self._watcher = watcher or Silent()
         self._sleep = sleep
         self._stops = StopWatch(journal, agent.name)
+        self._elsewhere = Elsewhere(journal)
         self._definitions = definitions(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
         self._starting: set[str] = set()
@@ -213,7 +215,7 @@ class Driver:
             case do.Infer():
                 await self._infer(live, command)
             case do.Judge(call):
-                live.record(self._gate.judge(live.state, call))
+                live.record(self._gate.judge(await self._known(live.state, call), call))
             case do.Ask(call):
                 live.record(self._asked(call))
             case do.Answer():
@@ -251,6 +253,13 @@ class Driver:
             await live.flush()
             await self._sleep(delay_s)
 
+    async def _known(self, state: State, call: CallState) -> State:
+        """The state with what counts against this call: its session's receipts, or those of all of the principal's."""
+        tool = self.agent.tools.get(call.name)
+        if tool is None or not tool.once_for_principal:
+            return state
+        return replace(state, receipts=await self._elsewhere.standing(state))
+
     def _asked(self, call: CallState) -> ev.ApprovalAsked:
         assert call.digest is not None
         expires = now_ms() + int(self.agent.approval_expires_s * 1000)
@@ -267,7 +276,11 @@ class Driver:
         await live.flush()
         if len(work) == 1:
             call, item, permit = work[0]
-            await self._execute_alone(live, call, item, permit)
+            once = call.effect is Effect.ONCE and item.tool.once_for_principal
+            if once and (other := await self._elsewhere.before(live.state, call)):
+                live.record(joined(call, other))
+            else:
+                await self._execute_alone(live, call, item, permit)
             return
         running = {asyncio.create_task(self._tools.call(item, permit)): (call, item) for call, item, permit in work}
         try:

@@ -12,12 +12,13 @@ import msgspec
 from lockstep.kernel.state import Left, Receipt
 from lockstep.values import RunId
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the form, and of what counts as a receipt: raised with either, so that everything is drawn again."""
 
 
 class _Row(msgspec.Struct, array_like=True):
     where: str
+    at_ms: int
     text: str
     in_doubt: bool
     until_ms: int | None
@@ -27,7 +28,7 @@ class _Row(msgspec.Struct, array_like=True):
 class _Extract(msgspec.Struct):
     schema: int
     receipts: dict[str, _Row]
-    freed: list[str]
+    freed: dict[str, int]
 
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
@@ -37,10 +38,10 @@ _DECODER = msgspec.json.Decoder(_Extract)
 def extract_of(left: Left) -> bytes:
     """What one run leaves to its session as one JSON object."""
     rows = {
-        key: _Row(each.where, each.text, each.in_doubt, each.until_ms, each.freed_by)
+        key: _Row(each.where, each.at_ms, each.text, each.in_doubt, each.until_ms, each.freed_by)
         for key, each in left.receipts.items()
     }
-    value = _Extract(schema=SCHEMA, receipts=rows, freed=sorted(left.freed))
+    value = _Extract(schema=SCHEMA, receipts=rows, freed=dict(left.freed))
     try:
         return _ENCODER.encode(value)
     except UnicodeEncodeError:  # half of a surrogate pair in what a tool said; msgspec will not read it back
@@ -59,8 +60,13 @@ def left_in(run: RunId, extract: bytes | None) -> Left | None:
         return None
     receipts = {
         key: Receipt(
-            where=row.where, text=row.text, in_doubt=row.in_doubt, until_ms=row.until_ms, freed_by=row.freed_by
+            where=row.where,
+            at_ms=row.at_ms,
+            text=row.text,
+            in_doubt=row.in_doubt,
+            until_ms=row.until_ms,
+            freed_by=row.freed_by,
         )
         for key, row in value.receipts.items()
     }
-    return Left(receipts=receipts, freed=frozenset(value.freed))
+    return Left(receipts=receipts, freed=value.freed)

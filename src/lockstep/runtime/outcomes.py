@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lockstep.gate.effects import probed
+from lockstep.gate.effects import probed, told
 from lockstep.gate.gate import Gate
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import pack
 from lockstep.kernel import decide as do
-from lockstep.kernel.state import CallState, State
+from lockstep.kernel.apply import JOINED
+from lockstep.kernel.state import CallState, Receipt, State
 from lockstep.model.port import Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import format_usd
@@ -117,6 +118,12 @@ def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tupl
         freed_by=freed_by,
         late=late,
     )
+
+
+def joined(call: CallState, other: Receipt) -> ev.EffectSettled:
+    """A call that was let go and did not run: another session of the principal had intended the same one before."""
+    outcome = "in_doubt_elsewhere" if other.in_doubt else JOINED
+    return ev.EffectSettled(call=call.id, outcome=outcome, text=told(call.name, other), detail=other.where)
 
 
 def answer_of_probe(gate: Gate, call: CallState, asked: str, outcome: Outcome, now_ms: int) -> ev.Event:

@@ -136,7 +136,7 @@ def receipts_for(agent: LockedAgent, arguments: object, receipt: Receipt) -> dic
 
 def test_the_same_call_again_is_answered_by_the_first_receipt_with_a_note() -> None:
     agent = locked_agent(PAID)
-    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", text="Booked BA1."))
+    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", at_ms=1, text="Booked BA1."))
     again = judge(agent, "book", {"flight": "BA1", "seats": 2}, receipts)
     assert (again.verdict, again.duplicate_of) == ("allow", "r0/1.0")
     assert again.note.startswith("Booked BA1.\n\n[This call was already made (r0/1.0); it was not run again.")
@@ -146,7 +146,7 @@ def test_the_same_call_again_is_answered_by_the_first_receipt_with_a_note() -> N
 
 def test_the_same_call_in_doubt_is_denied_until_that_is_settled() -> None:
     agent = locked_agent(PAID)
-    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", text="", in_doubt=True))
+    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", at_ms=1, text="", in_doubt=True))
     again = judge(agent, "book", {"flight": "BA1"}, receipts)
     assert (again.verdict, again.error_type) == ("deny", "in_doubt")
     assert "nobody knows yet" in again.note
