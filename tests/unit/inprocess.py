@@ -111,13 +111,15 @@ def gate_of(agent: LockedAgent, stops: Stops | None = None) -> Gate:
     return Gate(agent, Policies.parse(agent.policies), stops or NeverStopped())
 
 
-def started(message: str = "Book me a flight.", *, session: str = "s1", approve: str = "ask") -> ev.RunStarted:
+def started(
+    message: str = "Book me a flight.", *, session: str = "s1", approve: str = "ask", principal: str = "ada"
+) -> ev.RunStarted:
     return ev.RunStarted(
         agent="traveller",
         lock=Digest("1" * 64),
         lock_text="{}",
         directory="/agents/traveller",
-        principal="ada",
+        principal=principal,
         session=session,
         input=message,
         approve=approve,

@@ -38,7 +38,7 @@ class Elsewhere:
         lefts = [
             Left(receipts=own, freed=state.freed) if row.run == state.run else await self._left(row) for row in rows
         ]
-        return combined(lefts)
+        return {key: receipts[-1] for key, receipts in standing(lefts).items()}
 
     async def before(self, state: State, call: CallState) -> Receipt | None:
         """What another run intended before this call (whose own intent is the newest event) and stands against it.
@@ -49,17 +49,19 @@ class Elsewhere:
             return None
         rows = [row for row in await self._rows(state) if row.run != state.run]
         lefts = [*[await self._left(row) for row in rows], Left(receipts={}, freed=state.freed)]
-        receipt = combined(lefts).get(call.dedupe_key)
-        if receipt is None or not receipt.stands(state.last_at_ms):
-            return None
-        run, _, their_call = receipt.where.partition("/")
-        events = await self._journal.read(RunId(run))
-        intent = next((each.seq for each in events if _intends(each.event, their_call)), None)
-        if intent is None:  # made by a tool that was declared a read then
-            return receipt
-        theirs = await self._journal.position(RunId(run), intent)
         mine = await self._journal.position(state.run, state.next_seq - 1)
-        return receipt if theirs < mine else None
+        for receipt in standing(lefts).get(call.dedupe_key, ()):
+            if receipt.stands(state.last_at_ms) and await self._intended_at(receipt) < mine:
+                return receipt
+        return None
+
+    async def _intended_at(self, receipt: Receipt) -> int:
+        """Where the intent of this call stands in the journal; 0 where it had none, being of what was a read then."""
+        run, _, call = receipt.where.partition("/")
+        for each in await self._journal.read(RunId(run)):
+            if isinstance(each.event, ev.EffectIntended) and each.event.call == call:
+                return await self._journal.position(RunId(run), each.seq)
+        return 0
 
     async def _rows(self, state: State) -> list[RunRow]:
         """The principal's runs with this agent, oldest first; those not read yet are, by what was kept of them."""
@@ -81,23 +83,18 @@ class Elsewhere:
         return known[1]
 
 
-def _intends(event: ev.Event, call: str) -> bool:
-    return isinstance(event, ev.EffectIntended) and event.call == call
-
-
-def combined(lefts: Iterable[Left]) -> dict[str, Receipt]:
-    """By key, the newest receipt of these runs (oldest run first) that no later call has ended, in any of them."""
-    newest: dict[str, tuple[Moment, Receipt]] = {}
+def standing(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
+    """By key, oldest first, the receipts of these runs (oldest run first) that no later call of any has ended."""
+    made: dict[str, list[tuple[Moment, Receipt]]] = {}
     ended: dict[str, Moment] = {}
     for place, left in enumerate(lefts):
         for key, receipt in left.receipts.items():
-            moment = (receipt.at_ms, place)
-            if key not in newest or newest[key][0] < moment:
-                newest[key] = (moment, receipt)
+            made.setdefault(key, []).append(((receipt.at_ms, place), receipt))
         for term, at_ms in left.freed.items():
             ended[term] = max(ended.get(term, (0, 0)), (at_ms, place))
-    return {
-        key: receipt
-        for key, (moment, receipt) in newest.items()
-        if not any(term in ended and ended[term] > moment for term in receipt.freed_by)
-    }
+    found: dict[str, list[Receipt]] = {}
+    for key, receipts in made.items():
+        for moment, receipt in sorted(receipts, key=lambda each: each[0]):
+            if not any(term in ended and ended[term] > moment for term in receipt.freed_by):
+                found.setdefault(key, []).append(receipt)
+    return found
