@@ -138,26 +138,6 @@ def test_a_deliberate_repeat_asks_a_person_and_has_a_key_of_its_own(path: Path, 
     assert receipt.where == f"{state.run}/{'2.0' if given else '1.0'}"
 
 
-def test_a_deliberate_repeat_that_fails_leaves_the_first_receipt(path: Path) -> None:
-    service = Service()
-    steps = [
-        reply(call("book", BA1)),
-        reply(call("book", {**BA1, "again": True}, "p2")),
-        reply(call("book", BA1, "p3")),
-    ]
-
-    async def work(journal: SQLiteJournal) -> State:
-        driver = driving(journal, service, booking(again=True), *steps)
-        waiting = await run_of(driver)
-        await answer_approval(journal, waiting.calls[0].approval, given=True, by="ada")
-        service.tools.functions["book"] = lambda _: Outcome(kind="tool_error", text="full")
-        return await driver.resume(waiting.run, by="ada")
-
-    state = during(path, work)
-    assert [each.outcome for each in state.all_calls] == ["ok", "tool_error", "ok"]
-    assert joined(state)[2] == f"{state.run}/1.0"
-
-
 def test_without_a_first_call_a_deliberate_repeat_is_a_call_like_any_other(path: Path) -> None:
     service = Service()
     steps = [reply(call("book", {**BA1, "again": True}))]
