@@ -114,7 +114,7 @@ def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> No
 
     assert clerk("approve", approval, "--by", "ann").code == FINISHED
     again = clerk("approve", approval)
-    assert (again.code, "No approval" in again.err) == (BAD_INPUT, True)
+    assert (again.code, "was already answered by ann, who approved it" in again.err) == (BAD_INPUT, True)
 
     done = clerk("resume", run_id, "--json")
     assert (done.code, done.json["output"]) == (FINISHED, PAID)

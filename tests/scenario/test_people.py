@@ -65,7 +65,8 @@ def test_an_approver_sees_the_call_its_rule_its_cost_and_what_refusing_does(cler
     approval = asked(clerk, "--as", "ada")
     seen = clerk("approvals").out
     for part in (
-        f"{approval} Pay this?",
+        f"{approval} run ",
+        "asks      Pay this?",
         "for ada, lock ",
         "pay (Pay someone.)",
         'to = "bob"',

@@ -124,11 +124,11 @@ async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state:
         call = next((c for c in state.calls if c.phase is Phase.WAITING and user() not in c.approvals), None)
         if call is None:
             break
-        out.print(f"\n[yellow]{plain(call.question or 'Run this call?')}[/]")
+        out.print()
         if asked := await _question(journal, state, call):
             print_question(out, asked)
         else:
-            out.print(f"  [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
+            out.print(f"  {plain(call.question)} [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
         said = await _said(out)
         if said is None:
             break

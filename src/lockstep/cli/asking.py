@@ -19,9 +19,10 @@ def print_question(out: Console, asked: Question) -> None:
     """Everything a person needs to decide, whoever asks them."""
     unlocked = ", [yellow]unlocked: not what agent.lock says[/]" if asked.unlocked else ""
     out.print(
-        f"[dim]run {asked.run} of {plain(asked.agent)} for[/] {plain(asked.principal)}"
+        f"[yellow]{asked.approval}[/] [dim]run {asked.run} of {plain(asked.agent)} for[/] {plain(asked.principal)}"
         f"[dim], lock {str(asked.lock)[:12]}[/]{unlocked}"
     )
+    out.print(f"  asks      [yellow]{plain(asked.question)}[/]")
     title = f" [dim]({plain(asked.title)})[/]" if asked.title else ""
     out.print(f"  call      [bold]{plain(asked.tool)}[/]{title}")
     for place, given in enumerate(asked.arguments):
