@@ -106,7 +106,7 @@ def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> No
     approval = approval_of(clerk, run_id)
     listed = clerk("approvals").out
     assert f"{approval} run {run_id}" in listed
-    assert 'pay {"to": "bob", "cents": 500}' in listed
+    assert "cents = 500" in listed
 
     still = clerk("resume", run_id)
     assert still.code == SUSPENDED, "nobody has answered"

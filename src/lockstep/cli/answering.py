@@ -62,13 +62,12 @@ def _print_waiting(out: Console, item: Waiting, asked: Question | None) -> None:
         out.print(f"[yellow]in doubt[/] run {state.run} for {plain(state.principal)}: {named}")
         out.print(f"    {plain(call.why_doubted)}")
         return
-    out.print(f"[yellow]{call.approval}[/] {plain(call.question or 'Run this call?')}")
-    if asked is None:
-        out.print(
-            f"  run {state.run} for {plain(state.principal)}: [bold]{plain(call.name)}[/] {one_line(call.arguments)}"
-        )
-    else:
+    if asked is not None:
         print_question(out, asked)
+        return
+    named = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
+    out.print(f"[yellow]{call.approval}[/] run {state.run} for {plain(state.principal)}: {named}")
+    out.print(f"    {plain(call.question)}")
 
 
 async def _question(journal: Journal, state: State, call: CallState) -> Question | None:
