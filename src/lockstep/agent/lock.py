@@ -17,7 +17,7 @@ from typing import Any
 
 from lockstep.agent.builtins import builtin_files
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
-from lockstep.agent.spec import FILE_MODELS, AgentSpec, ToolSource
+from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, LockError
 from lockstep.values import Digest, Json, JsonObject, digest_json, sha256
 
@@ -241,8 +241,18 @@ def _tool_parts(
     for file in spec.policy.files:
         parts[f"policy {file}"] = _text_part(inside(directory, file), "Write it, or correct `policy.files`.")
     budget = spec.budget.model_dump(mode="json", exclude_none=True)
-    parts["budget"] = _value_part({**budget, "approval_expires_s": spec.policy.approval_expires_s})
+    parts["budget"] = _value_part({**budget, **_oversight(spec.policy)})
     return dict(sorted(parts.items()))
+
+
+def _oversight(policy: PolicySection) -> dict[str, Json]:
+    """How approvals are given. What is not said there, but for the expiry, is not in the lock either."""
+    said: dict[str, Json] = {"approval_expires_s": policy.approval_expires_s}
+    if policy.four_eyes:
+        said["four_eyes"] = True
+    if not policy.principal_may_approve:
+        said["principal_may_approve"] = False
+    return said
 
 
 def _tool_part(place: str, value: JsonObject) -> Part:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
 
+from lockstep.agent.budget_spec import Budget as Budget
+from lockstep.agent.budget_spec import budget_of
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
 from lockstep.agent.pointers import check
@@ -76,18 +78,6 @@ class LockedTool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What a run may use. `cost_usd` None is no limit; `wall_s` counts without waits for people."""
-
-    steps: int = 25
-    calls: int = 100
-    cost_usd: Decimal | None = None
-    wall_s: float = 900.0
-    malformed: int = 3
-    model_retries: int = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LockedAgent:
     """Everything a run needs to know of its agent."""
 
@@ -102,6 +92,13 @@ class LockedAgent:
     budget: Budget
     approval_expires_s: float
     window_runs: int
+    four_eyes: bool = False
+    principal_may_approve: bool = True
+
+    @property
+    def policy_digest(self) -> Digest:
+        """Of everything that policy says: what an approval is given under."""
+        return digest_json(dict(self.policies))
 
 
 def locked_agent(lock: Lock) -> LockedAgent:
@@ -123,7 +120,7 @@ def locked_agent(lock: Lock) -> LockedAgent:
 def _read(lock: Lock) -> LockedAgent:
     budget = dict(cast(Mapping[str, Any], lock.parts["tools"]["budget"].value))
     expires_s = float(budget.pop("approval_expires_s"))
-    cost = budget.pop("cost_usd", None)
+    four_eyes, principal_may = budget.pop("four_eyes", False), budget.pop("principal_may_approve", True)
     (prompt,) = lock.parts["prompt"].values()
     memory = cast(Mapping[str, Any], lock.parts["memory"]["schema"].value)
     return LockedAgent(
@@ -134,8 +131,10 @@ def _read(lock: Lock) -> LockedAgent:
         system=prompt.text or "",
         tools={name: _tool(name, value) for name, value in sorted(lock.tools().items())},
         policies=lock.policies(),
-        budget=Budget(**budget, cost_usd=None if cost is None else Decimal(cost)),
+        budget=budget_of(budget),
         approval_expires_s=expires_s,
+        four_eyes=bool(four_eyes),
+        principal_may_approve=bool(principal_may),
         window_runs=memory["window_runs"],
     )
 

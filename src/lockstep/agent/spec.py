@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
+from lockstep.agent.budget_spec import BudgetSection, Number, Whole
 from lockstep.agent.builtins import Builtin
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
 from lockstep.values import TIER_RANK, Effect, Tier
@@ -21,15 +22,6 @@ MODEL_NAME_RULE = "a model is named `provider:model`, like openai:gpt-4o or scri
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 
 
-def _exact(number: int) -> int:
-    if abs(number) >= 2**53:
-        raise ValueError(f"is {number}: larger than a JSON number can be exact")
-    return number
-
-
-# Strict, because pydantic would read `true` and "10" as numbers; exact, because a digest is over RFC 8785 JSON.
-Whole = Annotated[int, Strict(), AfterValidator(_exact)]
-Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 
 
@@ -220,6 +212,10 @@ class PolicySection(_Section):
     degrade: dict[Isolation, Literal["gvisor", "process", "emulated"]] = Field(default_factory=dict)
     """What may stand in for a tier that a machine does not have; written into every result."""
     approval_expires_s: Number = Field(default=86400, gt=0)
+    four_eyes: Flag = False
+    """Whether two people must approve whatever is asked about; `@approvers("2")` says so of one question."""
+    principal_may_approve: Flag = True
+    """Whether the one for whom a run acts may also approve its calls."""
 
     @field_validator("degrade")
     @classmethod
@@ -242,18 +238,6 @@ class PolicySection(_Section):
 class MemorySection(_Section):
     window_runs: Whole = Field(default=20, ge=0)
     """How many earlier runs of the session the prompt holds."""
-
-
-class BudgetSection(_Section):
-    steps: Whole = Field(default=25, ge=1)
-    calls: Whole = Field(default=100, ge=0)
-    cost_usd: Decimal | None = Field(default=None, ge=0)
-    wall_s: Number = Field(default=900, gt=0)
-    """Without the time spent waiting for people."""
-    malformed: Whole = Field(default=3, ge=0)
-    """Malformed replies in a row (unknown tool, invalid arguments) before the run stops."""
-    model_retries: Whole = Field(default=4, ge=0)
-    """Repeats of one request after a transient provider error."""
 
 
 class ScenariosSection(_Section):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.agent.pointers import Missing
 from lockstep.errors import PermitError
+from lockstep.gate.approvals import Terms, bound_digest, require_bound
 from lockstep.gate.arguments import ArgumentChecker, Arguments, Malformed, read
 from lockstep.gate.effects import (
     Repeat,
@@ -29,11 +30,12 @@ from lockstep.gate.effects import (
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
 from lockstep.gate.sources import Provenance, Tracing
-from lockstep.journal.events import CallJudged
+from lockstep.journal.events import ApprovalAsked, CallJudged
 from lockstep.journal.port import Stops
 from lockstep.journal.stops import require_running
 from lockstep.kernel.state import CallState, Phase, State
-from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, now_ms
+from lockstep.kernel.usage import fee_too_high, tool_used_up
+from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, new_token, now_ms
 
 PERMIT_TTL_MS = 60_000
 """A permit is for now: long enough for a queue, too short to be kept."""
@@ -98,8 +100,8 @@ class Gate:
             return _repeated(call, tool, digest, key, done)
         if done is None and (emitted := emitted_before(state, call, tool, arguments)):
             return _repeated(call, tool, digest, "", emitted)
-        if (over := self._over_budget(state, tool)) is not None:
-            return _denied(call, tool, digest, "budget", (over,))
+        if (over := self._over_budget(state, call, tool, digest)) is not None:
+            return over
         judged = self._by_policy(state, call, tool, arguments, digest, provenance)
         if judged.verdict == "deny":
             return judged
@@ -110,7 +112,27 @@ class Gate:
             dedupe_until_ms=state.last_at_ms + int(window_s * 1000) if key and window_s is not None else None,
             frees=frees(self.agent.tools, tool, arguments.value),
         )
-        return _repeat_on_purpose(judged, tool, done) if done else judged
+        return _repeat_on_purpose(judged, tool, done, self._approvers(judged.approvers)) if done else judged
+
+    def ask(self, state: State, call: CallState, now_ms: int) -> ApprovalAsked:
+        """The question to people about a call that was judged so; it is bound to all that the answer is good for."""
+        assert call.digest is not None
+        asked = replace(
+            call,
+            approval=new_token("a"),
+            approval_expires_ms=now_ms + int(self.agent.approval_expires_s * 1000),
+            principal_may_approve=self.agent.principal_may_approve,
+        )
+        return ApprovalAsked(
+            call=call.id,
+            approval=asked.approval,
+            digest=call.digest,
+            question=call.question or f"Run {call.name}?",
+            expires_at_ms=asked.approval_expires_ms,
+            bound=bound_digest(state, asked, Terms.of(self.agent)),
+            approvers=call.approvers,
+            principal_may_approve=asked.principal_may_approve,
+        )
 
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
@@ -122,6 +144,7 @@ class Gate:
         """
         if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
+        require_bound(state, call, Terms.of(self.agent))
         tool = self.agent.tools[call.name]
         arguments, _ = split_again(tool, read(call.arguments))
         digest = _call_digest(state, call, tool, arguments)
@@ -180,12 +203,13 @@ class Gate:
         key = Digest(call.dedupe_key) if call.dedupe_key else effect_key(state, self.agent.name, tool, arguments)
         return digest_json({"again": f"{state.run}/{call.id}", "key": key}) if call.again else key
 
-    def _over_budget(self, state: State, tool: LockedTool) -> str | None:
-        limit, spent = self.agent.budget.cost_usd, state.totals.cost_usd
-        if limit is None or not tool.fee_usd:
-            return None
-        if spent is None or spent + tool.fee_usd > limit:
-            return f"the fee of {tool.name} (${tool.fee_usd:f}) would exceed budget.cost_usd (${limit:f})"
+    def _over_budget(self, state: State, call: CallState, tool: LockedTool, digest: Digest) -> CallJudged | None:
+        budget, others, used = self.agent.budget, state.others, state.used(state.last_at_ms)
+        if (why := tool_used_up(tool.name, used.by_tool.get(tool.name, 0), others, budget)) is not None:
+            note = f"Not run: {why}, and that is used up. Do not ask for it again."
+            return replace(_denied(call, tool, digest, "budget", (why,)), note=note)
+        if (why := fee_too_high(tool.name, tool.fee_usd, used, others, budget)) is not None:
+            return _denied(call, tool, digest, "budget", (why,))
         return None
 
     def _by_policy(
@@ -222,7 +246,11 @@ class Gate:
             policies=decision.policies,
             reasons=decision.reasons if decision.verdict == "ask" else (),
             question=decision.question,
+            approvers=self._approvers(decision.approvers) if decision.verdict == "ask" else 1,
         )
+
+    def _approvers(self, asked: int) -> int:
+        return max(asked, 2 if self.agent.four_eyes else 1)
 
 
 def _call_digest(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
@@ -274,13 +302,14 @@ def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, done:
     )
 
 
-def _repeat_on_purpose(judged: CallJudged, tool: LockedTool, done: Repeat) -> CallJudged:
+def _repeat_on_purpose(judged: CallJudged, tool: LockedTool, done: Repeat, approvers: int) -> CallJudged:
     """A person is asked before a call is made a second time, whatever policy says of the first."""
     question = f"Run {tool.name} once more? The same call was already made ({done.where})."
     return replace(
         judged,
         verdict="ask",
         again=True,
+        approvers=approvers,
         question="\n".join(filter(None, (question, judged.question))),
         reasons=(*judged.reasons, f"a deliberate repeat of {done.where}"),
     )

@@ -50,6 +50,8 @@ class PolicyDecision:
     policies: tuple[str, ...]
     reasons: tuple[str, ...]
     question: str = ""
+    approvers: int = 1
+    """How many people must approve, where the verdict is to ask."""
 
 
 class Policies:
@@ -173,6 +175,7 @@ def _decision(verdict: Literal["allow", "deny", "ask"], policies: Sequence[Polic
         policies=_names(policies),
         reasons=tuple(f"{policy.place}: {does}." for policy in policies),
         question="\n".join(questions),
+        approvers=max((policy.approvers for policy in policies), default=1),
     )
 
 

@@ -12,6 +12,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.attachments import unpack
 from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status, Totals
 from lockstep.kernel.transcript import Transcript
+from lockstep.kernel.usage import same_call
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
 from lockstep.values import Effect, RunId, parse_usd
 
@@ -91,7 +92,7 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         text=event.text,
         calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
     )
-    totals = state.totals
+    totals, cost = state.totals, parse_usd(event.cost_usd)
     return {
         "transcript": state.transcript.add(message),
         "context_built": False,
@@ -104,10 +105,12 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         "failures": 0,
         "retry_after_s": None,
         "crashes": 0,
+        "asked": _counted(state.asked, asked),
         "totals": Totals(
             steps=totals.steps + 1,
             calls=totals.calls + len(asked),
-            cost_usd=_sum(totals.cost_usd, parse_usd(event.cost_usd)),
+            cost_usd=_sum(totals.cost_usd, cost),
+            known_usd=totals.known_usd + (cost or 0),
             input_tokens=totals.input_tokens + event.input_tokens,
             output_tokens=totals.output_tokens + event.output_tokens,
             reasoning_tokens=totals.reasoning_tokens + event.reasoning_tokens,
@@ -133,6 +136,7 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
         "policies": event.policies,
         "reasons": event.reasons,
         "question": event.question,
+        "approvers": event.approvers,
         "dedupe_key": event.dedupe_key,
         "dedupe_until_ms": event.dedupe_until_ms,
         "duplicate_of": event.duplicate_of,
@@ -148,19 +152,55 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
 
 
 def _approval_asked(state: State, event: ev.ApprovalAsked, at_ms: int) -> _Changes:
-    call = {"phase": Phase.WAITING, "approval": event.approval, "approval_expires_ms": event.expires_at_ms}
+    call = {
+        "phase": Phase.WAITING,
+        "approval": event.approval,
+        "approval_expires_ms": event.expires_at_ms,
+        "bound": event.bound,
+        "approvers": event.approvers,
+        "principal_may_approve": event.principal_may_approve,
+    }
     return _with_call(state, event.call, call)
 
 
 def _approval_given(state: State, event: ev.ApprovalGiven, at_ms: int) -> _Changes:
-    return _with_call(state, event.call, {"phase": Phase.APPROVED, "approved_by": event.by})
+    call = state.call(event.call)
+    _require_asked(call, event)
+    if problem := barred(state, call, event.by):
+        raise ValueError(problem)
+    approvals = (*call.approvals, event.by)
+    phase = Phase.APPROVED if len(approvals) >= call.approvers else Phase.WAITING
+    return _with_call(state, event.call, {"phase": phase, "approvals": approvals})
 
 
 def _approval_refused(state: State, event: ev.ApprovalRefused, at_ms: int) -> _Changes:
+    _require_asked(state.call(event.call), event)
     because = f" because: {event.because.rstrip('.')}." if event.because else "."
     who = "nobody approved this call in time." if event.by == NOBODY else f"{event.by} refused this call{because}"
     text = f"Not run: {who} Do not ask for it again unless the user says so."
-    return _with_call(state, event.call, {"phase": Phase.DONE, "outcome": "approval_refused", "text": text})
+    call = {"phase": Phase.DONE, "outcome": "approval_refused", "refused_by": event.by, "text": text}
+    return _with_call(state, event.call, call)
+
+
+def _require_asked(call: CallState, event: ev.ApprovalGiven | ev.ApprovalRefused) -> None:
+    """An answer to another question, or about another call, is none: who wrote it did not see this one."""
+    if (event.approval, event.digest, event.bound) != (call.approval, call.digest, call.bound):
+        raise ValueError(f"{event.TYPE} is not of the call that was asked about")
+
+
+def barred(state: State, call: CallState, by: str) -> str:
+    """Why this person cannot be one who approves the call; empty when they can."""
+    name = _person(by)
+    if not call.principal_may_approve and name == _person(state.principal):
+        return f"The run acts for {by}, who may not approve its calls (policy.principal_may_approve)."
+    if name in map(_person, call.approvals):
+        return f"{by} approved this already; it needs {call.approvers} different people."
+    return ""
+
+
+def _person(name: str) -> str:
+    """Names that differ only in case or spaces are of one person."""
+    return " ".join(name.split()).casefold()
 
 
 def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Changes:
@@ -175,7 +215,9 @@ def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Cha
 
 def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Changes:
     fee = parse_usd(event.fee_usd)
-    totals = state.totals if fee is None else replace(state.totals, cost_usd=_sum(state.totals.cost_usd, fee))
+    totals = state.totals
+    if fee is not None:
+        totals = replace(totals, cost_usd=_sum(totals.cost_usd, fee), known_usd=totals.known_usd + fee)
     call = {
         "phase": Phase.DONE,
         "outcome": event.outcome,
@@ -341,6 +383,14 @@ def with_emitted(
             )
             found[call.provider_id] = (*found.get(call.provider_id, ()), one)
     return found
+
+
+def _counted(asked: Mapping[str, int], calls: Iterable[CallState]) -> Mapping[str, int]:
+    counts = dict(asked)
+    for call in calls:
+        same = same_call(call.name, call.arguments)
+        counts[same] = counts.get(same, 0) + 1
+    return counts
 
 
 def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:

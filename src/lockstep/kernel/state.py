@@ -8,6 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from lockstep.kernel.transcript import Transcript
+from lockstep.kernel.usage import Usage
 from lockstep.values import Attachment, Digest, Effect, RunId
 
 
@@ -48,7 +49,14 @@ class CallState:
     question: str = ""
     approval: str = ""
     approval_expires_ms: int = 0
-    approved_by: str = ""
+    bound: Digest | None = None
+    """What the approval is bound to, as `gate.approvals` digests it; None of a record that does not say."""
+    approvers: int = 1
+    """How many people must approve."""
+    principal_may_approve: bool = True
+    approvals: tuple[str, ...] = ()
+    """Who approved so far."""
+    refused_by: str = ""
     outcome: str = ""
     """`ok`, or an error type; empty while open."""
     text: str = ""
@@ -78,6 +86,16 @@ class CallState:
     @property
     def open(self) -> bool:
         return self.phase is not Phase.DONE
+
+    @property
+    def approved_by(self) -> str:
+        return ", ".join(self.approvals)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the call was let go, or may yet be: what a limit on a tool counts."""
+        let = self.verdict in ("allow", "ask") and not self.duplicate_of
+        return let and self.outcome != "approval_refused"
 
     @property
     def malformed(self) -> bool:
@@ -122,11 +140,12 @@ class Emitted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
-    """What a run leaves to its session: its own receipts, and the terms of those it ended."""
+    """What a run leaves to later ones: its own receipts, the terms of those it ended, and what it used."""
 
     receipts: Mapping[str, Receipt]
     freed: Mapping[str, int] = field(default_factory=dict)
     """When, in milliseconds, the newest call that ends a term succeeded."""
+    used: Usage = field(default_factory=Usage)
 
     def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
         """The receipts that stand after this run, where `earlier` stood before it."""
@@ -141,6 +160,8 @@ class Totals:
     steps: int = 0
     calls: int = 0
     cost_usd: Decimal | None = Decimal(0)
+    known_usd: Decimal = Decimal(0)
+    """While `cost_usd` is unknown: the part of it that is known."""
     input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
@@ -202,6 +223,10 @@ class State:
     effects: int = 0
     """Calls of this run that may have changed something outside."""
     totals: Totals = field(default_factory=Totals)
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """How often each call was asked for, by `same_call`. Never changed in place."""
+    others: Mapping[str, Usage] = field(default_factory=dict)
+    """By scope of the budget: what the other runs of it have used, as far as is known now. Of no event."""
 
     def call(self, call_id: str) -> CallState:
         """The call of the newest step with this id (KeyError when there is none)."""
@@ -213,7 +238,24 @@ class State:
     @property
     def left(self) -> Left:
         """Of a state folded by itself, without the receipts of earlier runs: what the run leaves."""
-        return Left(receipts=self.receipts, freed=self.freed)
+        return Left(receipts=self.receipts, freed=self.freed, used=self.used(self.last_at_ms))
+
+    def used(self, now_ms: int) -> Usage:
+        """What the run itself has used."""
+        by_tool: dict[str, int] = {}
+        for call in self.all_calls:
+            if call.counts:
+                by_tool[call.name] = by_tool.get(call.name, 0) + 1
+        return Usage(
+            runs=1,
+            steps=self.totals.steps,
+            calls=self.totals.calls,
+            tokens=self.totals.input_tokens + self.totals.output_tokens,
+            cost_usd=self.totals.known_usd if self.totals.cost_usd is None else self.totals.cost_usd,
+            cost_known=self.totals.cost_usd is not None,
+            active_ms=self.active_ms(now_ms),
+            by_tool=by_tool,
+        )
 
     @property
     def all_calls(self) -> tuple[CallState, ...]:

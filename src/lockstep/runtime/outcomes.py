@@ -48,13 +48,30 @@ def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev
     )
 
 
-def answered(command: do.Answer) -> ev.Event:
-    call = command.call
+def answered(
+    call: CallState, *, given: bool, by: str, because: str = "", login: str = "", standing: str = ""
+) -> ev.ApprovalGiven | ev.ApprovalRefused:
+    """An answer to exactly what was asked."""
     assert call.digest is not None
-    if command.given:
-        return ev.ApprovalGiven(call=call.id, approval=call.approval, digest=call.digest, by=command.by)
+    if given:
+        return ev.ApprovalGiven(
+            call=call.id,
+            approval=call.approval,
+            digest=call.digest,
+            by=by,
+            bound=call.bound,
+            because=because,
+            login=login,
+            standing=standing,
+        )
     return ev.ApprovalRefused(
-        call=call.id, approval=call.approval, digest=call.digest, by=command.by, because=command.because
+        call=call.id,
+        approval=call.approval,
+        digest=call.digest,
+        by=by,
+        because=because,
+        bound=call.bound,
+        login=login,
     )
 
 

@@ -14,6 +14,7 @@ from inprocess import (
     LOOK,
     Functions,
     ListedModel,
+    answer,
     call,
     driver_of,
     locked_agent,
@@ -28,7 +29,6 @@ from lockstep.agent.locked import LockedTool
 from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import Left, Receipt, State, Status
-from lockstep.runtime.answers import answer_approval
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.elsewhere import Elsewhere, standing
 from lockstep.tools.port import Outcome, PermittedCall
@@ -126,7 +126,7 @@ def test_a_deliberate_repeat_asks_a_person_and_has_a_key_of_its_own(path: Path, 
         assert (waiting.status, service.books) == (Status.SUSPENDED, 1)
         (asked,) = waiting.calls
         assert asked.question == f"Run book once more? The same call was already made ({waiting.run}/1.0)."
-        await answer_approval(journal, asked.approval, given=given, by="ada")
+        await answer(journal, asked.approval, given=given, by="ada", agent=driver.agent)
         return await driver.resume(waiting.run, by="ada")
 
     state = during(path, work)
@@ -315,7 +315,7 @@ def test_a_deliberate_repeat_of_what_another_session_made_runs_when_a_person_say
         await one_of(journal, service, call("book", BA1), session="s1", tool=tool)
         driver = driving(journal, service, tool, reply(call("book", {**BA1, "again": True})))
         waiting = await run_of(driver, session="s2")
-        await answer_approval(journal, waiting.calls[0].approval, given=True, by="ada")
+        await answer(journal, waiting.calls[0].approval, given=True, by="ada", agent=driver.agent)
         await driver.resume(waiting.run, by="ada")
 
     during(path, work)
@@ -329,7 +329,7 @@ def test_a_call_that_waited_for_approval_while_another_session_made_it_is_not_ma
         driver = driving(journal, service, SHARED, reply(call("book", BA1)), policy=ASK_BOOK)
         waiting = await run_of(driver, session="s1")
         await one_of(journal, service, call("book", BA1), session="s2")
-        await answer_approval(journal, waiting.calls[0].approval, given=True, by="ada")
+        await answer(journal, waiting.calls[0].approval, given=True, by="ada", agent=driver.agent)
         return await driver.resume(waiting.run, by="ada")
 
     state = during(path, work)

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import ASK_BOOK, Functions, ListedModel, call, driver_of, locked_agent, ok, reply, started, types_of
+from inprocess import (
+    ASK_BOOK,
+    Functions,
+    ListedModel,
+    answer,
+    call,
+    driver_of,
+    locked_agent,
+    ok,
+    reply,
+    started,
+    types_of,
+)
 
 from lockstep.errors import AgentStopped, StoreError
 from lockstep.journal import events as ev
@@ -16,7 +28,7 @@ from lockstep.journal.port import Stop
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.stops import StopBook
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.runtime.answers import answer_approval, settle
+from lockstep.runtime.answers import settle
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import now_ms
 
@@ -181,8 +193,8 @@ def test_nothing_begins_goes_on_or_is_approved_while_it_is_stopped_but_may_be_re
         with pytest.raises(AgentStopped):
             await world.driver.resume(run, by="ada")
         with pytest.raises(AgentStopped):
-            await answer_approval(journal, approval, given=True, by="ada")
-        await answer_approval(journal, approval, given=False, by="ada")
+            await answer(journal, approval, given=True, by="ada")
+        await answer(journal, approval, given=False, by="ada")
         world.start()
         return await world.driver.resume(run, by="ada")
 
