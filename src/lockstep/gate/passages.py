@@ -25,6 +25,7 @@ MAX_HITS = 8
 _SHORT = 4
 _IDENTIFIER = 8
 _MAX_FACTUAL = 64
+_HOST = re.compile(r"[a-z0-9]\.[a-z]{2,}")
 _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 
@@ -70,8 +71,8 @@ def with_any_year(readings: Sequence[str]) -> list[str]:
 def _identifier(form: str, pieces: Sequence[str]) -> str:
     """The letters and digits of what may be written in groups, such as an account number; else empty."""
     squashed = "".join(pieces)
-    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form:
-        return ""
+    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form or _HOST.search(form):
+        return ""  # of an address no mark may be left out
     return squashed if any(character.isdigit() for character in squashed) else ""
 
 
@@ -116,6 +117,20 @@ class Passages:
             found = (place for place, each in enumerate(self.pointers) if not self._is_json or _below(each, wanted))
             known = self._marked[pointers] = frozenset(found)
         return known
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Every passage as it is written."""
+        return self._raws
+
+    def at(self, pointer: str) -> list[str]:
+        """The passages at a pointer: a scalar, and the name it stands under where that was not seen before."""
+        return [raw for each, raw in zip(self.pointers, self._raws, strict=True) if each == pointer]
+
+    def fields_with(self, value: str | int | float) -> list[str]:
+        """Where exactly this stands as a field of its own."""
+        raw = value if isinstance(value, str) else number_fact(value).removeprefix("n:")
+        return [pointer for pointer, each in zip(self.pointers, self._raws, strict=True) if each == raw]
 
     def find(self, needle: Needle, limit: int = MAX_HITS) -> list[Hit]:
         """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
@@ -262,6 +277,16 @@ class _Reader:
 def _plain(number: int | float) -> str:
     fact = number_fact(number) if number - number == 0 else "n:"
     return fact.removeprefix("n:")
+
+
+def pointer_and_above(pointer: str) -> Iterator[str]:
+    """A pointer and everything that it lies in; with `*` for its places in arrays, likewise."""
+    steps = pointer.split("/")[1:]
+    starred = ["*" if step.isdecimal() else step for step in steps]
+    for length in range(len(steps), 0, -1):
+        yield "/" + "/".join(steps[:length])
+        if steps[:length] != starred[:length]:
+            yield "/" + "/".join(starred[:length])
 
 
 def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:
