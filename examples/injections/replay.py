@@ -68,11 +68,9 @@ async def _work(suite: Suite, python: Path, waiting: list[Record], done: dict[st
 
 
 def _report(records: Sequence[Record], python: Path, policy: str) -> int:
+    """What the recordings come to under one policy; before, that with everything allowed they come to what they did."""
+    _agreement(asyncio.run(replay(records, python, "none")))
     judged = asyncio.run(replay(records, python, policy))
-    if policy == "none":
-        for one in judged:
-            for problem in one.differences:
-                print(f"{one.record.id}: {problem}")
     for one in judged:
         if one.slipped:
             print(one.slip())
@@ -80,6 +78,19 @@ def _report(records: Sequence[Record], python: Path, policy: str) -> int:
     for line in summary.lines():
         print(line)
     return 0
+
+
+def _agreement(judged: Sequence[Judged]) -> None:
+    for one in judged:
+        for problem in one.differences:
+            print(f"{one.record.id}: {problem}")
+    attacked = [one for one in judged if not one.benign]
+    utility = sum(one.utility == one.record.utility for one in judged)
+    attack = sum(one.attacked == one.record.attacked for one in attacked)
+    print(
+        f"with everything allowed: utility as recorded in {utility}/{len(judged)} runs, "
+        f"attack as recorded in {attack}/{len(attacked)}"
+    )
 
 
 def _frontier(records: Sequence[Record], python: Path) -> int:

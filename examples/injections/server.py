@@ -49,6 +49,7 @@ def _any_class(name: str) -> type:
 
 sys.meta_path.insert(0, _Absent())
 
+import yaml  # noqa: E402
 from agentdojo.default_suites.v1.tools import cloud_drive_client, email_client  # noqa: E402
 from agentdojo.functions_runtime import FunctionCall, FunctionsRuntime  # noqa: E402
 from agentdojo.task_suite.load_suites import get_suite  # noqa: E402
@@ -66,6 +67,10 @@ class _Still(datetime.datetime):
 _CLOCK = types.SimpleNamespace(datetime=_Still, date=datetime.date, timedelta=datetime.timedelta)
 cloud_drive_client.datetime = _CLOCK
 email_client.datetime = _CLOCK
+
+
+# The same loader in C: an environment is read from its text anew for every record.
+yaml.safe_load = lambda text: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 class World:

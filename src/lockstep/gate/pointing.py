@@ -19,12 +19,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from lockstep.gate.passages import Needle, Passages, pointer_and_above, scalars_of
 from lockstep.gate.provenance import NOTHING_KNOWN, RANK, Prepared, Searchable, trace_prepared
-from lockstep.gate.speech import gives_orders
+from lockstep.gate.speech import gives_orders, orders_in
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -107,16 +108,12 @@ class Pointing:
         return not any(self._is_led_to(place, 0) for place in places)
 
     def _is_ordered(self, value: Json) -> bool:
-        """Whether a text that gives orders has this value: then the order chose it, wherever else it stands."""
+        """Whether an order in some text names this value: then the order chose it, wherever else it stands."""
         if not isinstance(value, str):
             return False
-        needle = Needle(value)
-        return any(
-            gives_orders(each.passages.texts[passage])
-            for each in self._results()
-            for passage, how in each.passages.find(needle)
-            if how != "exact"
-        )
+        needle = _needle(value)
+        orders = (orders_in(text) for each in self._results() for text in each.passages.texts)
+        return any(self.passages(order).find(needle, 1) for order in orders if order)
 
     def names_stray_address(self, value: Json) -> bool:
         """Whether a text names an address that strayed in."""
@@ -131,7 +128,9 @@ class Pointing:
         if not isinstance(value, str) or len(value) < _PRIVATE_CHARACTERS:
             return False
         passages = self.passages(value)
-        return any(passages.find(needle) for needle in self._private())
+        return any(
+            passages.find(needle, 1) for needle in self._private() if not needle.marks.isdisjoint(passages.marks)
+        )
 
     def is_recorded(self, value: Json) -> bool:
         """Whether a value that is too small to be traced is a field of a trusted result, as the number of a record."""
@@ -161,7 +160,7 @@ class Pointing:
             if len(text) >= _PRIVATE_CHARACTERS
         )
         for text in islice(texts, _MAX_PRIVATE):
-            needle = Needle(text)
+            needle = _needle(text)
             if not self._is_users(needle):
                 yield needle
 
@@ -218,6 +217,11 @@ class Pointing:
                 if any(self._is_led_to(place, steps + 1) for place in places):
                     return True
         return False
+
+
+@lru_cache(maxsize=8192)
+def _needle(text: str) -> Needle:
+    return Needle(text)
 
 
 def _leads(value: Any) -> bool:

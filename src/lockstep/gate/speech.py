@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _ACTIONS = """
     accept add allow append approve book buy call cancel change click collect concatenate confirm connect copy
@@ -26,6 +27,8 @@ _OPENINGS = """
     never todo you agent assistant should must shall need have to be sure remember not important
 """
 _VERBS, _BEFORE_VERBS = frozenset(_ACTIONS.split()), frozenset(_OPENINGS.split())
+_CLAUSES = frozenset(["after", "as", "before", "if", "once", "to", "when", "while"])
+"""What begins a sentence that gives its order after a comma."""
 _NOT_AFTER_VERBS = frozenset(["was", "were", "is", "are", "has", "had", "of", "at", "for", "from", "by", "in", "on"])
 """After these the word before was a noun: `Purchase at the store`."""
 _MODEL = re.compile(
@@ -41,12 +44,16 @@ _READ_CHARACTERS = 50_000
 _SENTENCE_CHARACTERS = 200
 
 
+@lru_cache(maxsize=2048)
 def gives_orders(text: str) -> bool:
     """Whether this text tells its reader what to do; one too long to be read counts as if it did."""
-    if len(text) > _READ_CHARACTERS:
-        return True
-    read = text.lower()
-    return _MODEL.search(read) is not None or any(map(_is_order, _sentences(read)))
+    return len(text) > _READ_CHARACTERS or _MODEL.search(text.lower()) is not None or bool(orders_in(text))
+
+
+@lru_cache(maxsize=2048)
+def orders_in(text: str) -> str:
+    """The sentences of a text that are orders, a line each, in lower case."""
+    return "\n".join(filter(_is_order, _sentences(text[:_READ_CHARACTERS].lower())))
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -64,6 +71,8 @@ def _is_order(sentence: str) -> bool:
     begins = sentence[:_SENTENCE_CHARACTERS]
     aside = _ASIDE.match(begins)
     words = _WORD.findall(begins[aside.end() :] if aside else begins)
+    if words and words[0] in _CLAUSES and "," in begins:
+        words = _WORD.findall(begins[begins.index(",") :])
     while words and words[0] in _BEFORE_VERBS:
         del words[0]
     return len(words) > 1 and words[0] in _VERBS and words[1] not in _NOT_AFTER_VERBS
