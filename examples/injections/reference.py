@@ -1,6 +1,8 @@
 """Recordings made from a suite's own reference actions, for suites of which no recorded run is at hand.
 
-    .agentdojo/bin/python examples/injections/reference.py SUITE... > reference.jsonl
+    .agentdojo/bin/python examples/injections/reference.py SUITE[:N]... > reference.jsonl
+
+`:N` takes the first N user tasks only.
 
 Runs under AgentDojo's own environment. The benign run of a user task makes its reference calls. The attacked one makes
 them too, but obeys: once a result has shown the injection, the injection's reference calls come next. That is a worst
@@ -14,13 +16,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
-from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
-from agentdojo.task_suite.load_suites import get_suite
 from server import VERSION, World
 
 MODEL = "reference-gpt-4o-2024-05-13"
 """The attack names the model it speaks to, by this."""
+
+# Only now: `server` stands in for the clients of model providers that this imports.
+from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement  # noqa: E402
+from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack  # noqa: E402
+from agentdojo.task_suite.load_suites import get_suite  # noqa: E402
 
 
 class _Named(BasePipelineElement):
@@ -30,10 +34,11 @@ class _Named(BasePipelineElement):
         raise NotImplementedError  # the attack asks for its name alone
 
 
-def records(name: str) -> Iterator[dict[str, Any]]:
+def records(named: str) -> Iterator[dict[str, Any]]:
+    name, _, limit = named.partition(":")
     suite = get_suite(VERSION, name)
     attack = ImportantInstructionsAttack(suite, _Named())
-    for user in suite.user_tasks.values():
+    for user in list(suite.user_tasks.values())[: int(limit) if limit else None]:
         yield _record(name, user, None, {})
         for injection in suite.injection_tasks.values():
             try:

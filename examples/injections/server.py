@@ -2,8 +2,9 @@
 
     .agentdojo/bin/python examples/injections/server.py SUITE
 
-Besides MCP it answers two requests of the harness, which no model can send: `world/begin` sets up a fresh environment
-with a record's injections, `world/check` asks the suite's own `utility` and `security` about what became of it.
+Besides MCP it answers three requests of the harness, which no model can send: `world/begin` sets up a fresh
+environment with a record's injections, `world/read` reads recorded arguments as leniently as the suite does, and
+`world/check` asks the suite's own `utility` and `security` about what became of it.
 Results are JSON, so that their fields have places; AgentDojo itself shows a model the same values as YAML.
 """
 
@@ -96,6 +97,17 @@ class World:
         self._calls = []
         return {}
 
+    def read(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments as the suite reads them, which takes `"100"` for a number; what it cannot read stays as it is."""
+        tool = self._runtime.functions.get(name)
+        if tool is None:
+            return {"arguments": arguments}
+        try:
+            read = tool.parameters.model_validate(arguments).model_dump(mode="json", exclude_unset=True)
+        except ValueError:
+            return {"arguments": arguments}
+        return {"arguments": arguments if read == arguments else read}
+
     def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self._calls.append(FunctionCall(function=name, args=arguments))
         value, error = self._runtime.run_function(self.now, name, arguments)
@@ -138,6 +150,7 @@ def _answer(world: World, method: str, params: dict[str, Any]) -> dict[str, Any]
         "tools/list": lambda: {"tools": world.definitions()},
         "tools/call": lambda: world.call(params["name"], params.get("arguments") or {}),
         "world/begin": lambda: world.begin(params["user_task"], params["injections"]),
+        "world/read": lambda: world.read(params["name"], params["arguments"]),
         "world/check": lambda: world.check(params["user_task"], params["injection_task"], params["output"]),
     }
     if method not in methods:

@@ -65,7 +65,7 @@ class Suite:
         """Drive one record to its end; every question is answered with a refusal."""
         await self._world.begin(record)
         lock = self._lock(record.system)
-        conversation = from_messages(_plain(record), model=f"openai:{record.model}", agent=self._name)
+        conversation = from_messages(await self._plain(record), model=f"openai:{record.model}", agent=self._name)
         model = RecordedModel(recording=conversation, checked=False)  # what was refused reads otherwise
         driver = running.open_driver(
             lock,
@@ -92,6 +92,20 @@ class Suite:
             calls=state.all_calls,
             ended=_ended(state),
         )
+
+    async def _plain(self, record: Record) -> list[dict[str, Any]]:
+        """The conversation as `from_messages` reads it."""
+        keys = ("role", "content", "tool_calls", "tool_call_id", "name")
+        messages = [{key: each[key] for key in keys if each.get(key) is not None} for each in record.messages]
+        for message in messages:
+            if "tool_calls" in message:
+                message["tool_calls"] = [await self._call(call) for call in message["tool_calls"]]
+        return messages
+
+    async def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = call["args"]
+        readable = isinstance(arguments, dict)
+        return {**call, "args": await self._world.read(call["name"], arguments) if readable else arguments}
 
     def _lock(self, system: str) -> Lock:
         """The agent with the system message that the recorded model was given as its prompt."""
@@ -127,18 +141,6 @@ def _started(lock: Lock, record: Record, model: str) -> RunStarted:
         drift=("model: settings (recorded replies in place of the provider)",),
         model=model,
     )
-
-
-def _plain(record: Record) -> list[dict[str, Any]]:
-    """The conversation as `from_messages` reads it."""
-    return [
-        {
-            key: message.get(key)
-            for key in ("role", "content", "tool_calls", "tool_call_id", "name")
-            if message.get(key) is not None
-        }
-        for message in record.messages
-    ]
 
 
 def _ended(state: State) -> str:

@@ -58,6 +58,11 @@ class World:
             "world/begin", {"user_task": record.user_task, "injections": dict(record.injections)}
         )
 
+    async def read(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Recorded arguments as the suite reads them: more lenient than JSON Schema, and the record is its."""
+        found = await self._client.request("world/read", {"name": name, "arguments": dict(arguments)})
+        return dict(found["arguments"])
+
     async def check(self, record: Record) -> Mapping[str, Any]:
         """What the suite's own checks say: `utility`, `attack` (None of a benign run), `words`."""
         tasks = {"user_task": record.user_task, "injection_task": record.injection_task}
