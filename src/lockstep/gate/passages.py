@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts, pieces_of
+from lockstep.gate.speech import gives_orders, orders_in
 from lockstep.values import Json
 
 MAX_CHARACTERS = 1 << 18
@@ -125,12 +126,30 @@ class Passages:
 
     def at(self, pointer: str) -> list[str]:
         """The passages at a pointer: a scalar, and the name it stands under where that was not seen before."""
-        return [raw for each, raw in zip(self.pointers, self._raws, strict=True) if each == pointer]
+        return self._by_pointer.get(pointer, [])
 
     def fields_with(self, value: str | int | float) -> list[str]:
         """Where exactly this stands as a field of its own."""
         raw = value if isinstance(value, str) else number_fact(value).removeprefix("n:")
-        return [pointer for pointer, each in zip(self.pointers, self._raws, strict=True) if each == raw]
+        return self._by_text.get(raw, [])
+
+    @cached_property
+    def _by_pointer(self) -> Mapping[str, list[str]]:
+        return _grouped(zip(self.pointers, self._raws, strict=True))
+
+    @cached_property
+    def _by_text(self) -> Mapping[str, list[str]]:
+        return _grouped(zip(self._raws, self.pointers, strict=True))
+
+    @cached_property
+    def orders(self) -> str:
+        """The sentences in it that tell a reader what to do, a line each."""
+        return "\n".join(filter(None, map(orders_in, self._raws)))
+
+    @cached_property
+    def gives_orders(self) -> bool:
+        """Whether any passage tells its reader what to do."""
+        return any(map(gives_orders, self._raws))
 
     def find(self, needle: Needle, limit: int = MAX_HITS) -> list[Hit]:
         """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
@@ -196,6 +215,13 @@ class Passages:
     @cached_property
     def _squashed(self) -> str:
         return self._text.translate(_SQUASH)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 _LOOSE_TOKEN = re.compile(r"\n|[^\W_]+")

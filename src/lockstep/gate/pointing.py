@@ -25,7 +25,7 @@ from typing import Any
 
 from lockstep.gate.passages import Needle, Passages, pointer_and_above, scalars_of
 from lockstep.gate.provenance import NOTHING_KNOWN, RANK, Prepared, Searchable, trace_prepared
-from lockstep.gate.speech import gives_orders, orders_in
+from lockstep.gate.speech import gives_orders
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -112,8 +112,9 @@ class Pointing:
         if not isinstance(value, str):
             return False
         needle = _needle(value)
-        orders = (orders_in(text) for each in self._results() for text in each.passages.texts)
-        return any(self.passages(order).find(needle, 1) for order in orders if order)
+        return any(
+            self.passages(orders).find(needle, 1) for each in self._results() if (orders := each.passages.orders)
+        )
 
     def names_stray_address(self, value: Json) -> bool:
         """Whether a text names an address that strayed in."""
@@ -129,7 +130,9 @@ class Pointing:
             return False
         passages = self.passages(value)
         return any(
-            passages.find(needle, 1) for needle in self._private() if not needle.marks.isdisjoint(passages.marks)
+            passages.find(needle, 1) and not self._is_users(needle)
+            for needle in self._private()
+            if not needle.marks.isdisjoint(passages.marks)
         )
 
     def is_recorded(self, value: Json) -> bool:
@@ -146,7 +149,7 @@ class Pointing:
 
     def reads_orders(self) -> bool:
         """Whether a result that the run was shown tells its reader what to do."""
-        return any(gives_orders(text) for each in self._results() for text in each.passages.texts)
+        return any(each.passages.gives_orders for each in self._results())
 
     def _results(self) -> Iterator[Searchable]:
         return (each for each in self.sources if each.source.kind == "tool")
@@ -159,10 +162,7 @@ class Pointing:
             for text in each.passages.texts
             if len(text) >= _PRIVATE_CHARACTERS
         )
-        for text in islice(texts, _MAX_PRIVATE):
-            needle = _needle(text)
-            if not self._is_users(needle):
-                yield needle
+        return map(_needle, islice(texts, _MAX_PRIVATE))
 
     def _is_users(self, needle: Needle) -> bool:
         return any(source.passages.find(needle) for source in self.sources if source.source.kind == "user")
