@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lockstep.agent.builtins import builtin_files
+from lockstep.agent.builtins import builtin_files, pack_text
+from lockstep.agent.declared_fields import check_fields, fields_of_tool
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, LockError
@@ -230,16 +231,23 @@ def _tool_parts(
     for index, source in enumerate(spec.tools):
         place = f"{directory / AGENT_FILE}: tools[{index}]"
         settings = _source_settings(directory, spec, source, files)
-        for definition in _chosen(place, source, definitions[index], claimed):
+        chosen = _chosen(place, source, definitions[index], claimed)
+        check_fields(place, source.fields, chosen)
+        for definition in chosen:
             name = f"tool {definition['name']}"
             if name in parts:
                 raise ConfigError(
                     f"{place} provides {definition['name']!r}, which is there already.",
                     remedy="Name each tool in one `include`, or rename one.",
                 )
-            parts[name] = _tool_part(place, {"definition": definition, **settings})
+            fields = fields_of_tool(source.fields, definition)
+            declared: dict[str, Json] = {"fields": fields} if fields else {}
+            parts[name] = _tool_part(place, {"definition": definition, **settings, **declared})
     for file in spec.policy.files:
         parts[f"policy {file}"] = _text_part(inside(directory, file), "Write it, or correct `policy.files`.")
+    for pack in spec.policy.packs:
+        text = pack_text(pack)
+        parts[f"policy pack:{pack}"] = Part(sha256=sha256(text.encode()), text=text)
     budget = spec.budget.model_dump(mode="json", exclude_none=True)
     parts["budget"] = _value_part({**budget, **_oversight(spec.policy)})
     return dict(sorted(parts.items()))
@@ -280,10 +288,10 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
     settings: dict[str, Json] = source.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", *_REPEATS},
+        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", "fields", *_REPEATS},
         by_alias=True,
     )
-    for name in ("secrets", "untrusted_fields"):
+    for name in ("secrets", "untrusted_fields", "output_private"):
         if not settings[name]:
             del settings[name]
     tier = spec.policy.tier(source)

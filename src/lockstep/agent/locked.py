@@ -47,6 +47,9 @@ class LockedTool:
     output_trust: str | None = None
     untrusted_fields: tuple[str, ...] = ()
     """JSON pointers, with `*` for every item, to what another party wrote in a trusted result."""
+    output_private: bool = False
+    fields: Mapping[str, tuple[str, ...]] | None = None
+    """Kind -> JSON pointers of the arguments that are of it; None when the agent declares nothing of this tool."""
 
     @property
     def once_only(self) -> bool:
@@ -165,6 +168,8 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         repeats=_repeats(value),
         output_trust=value.get("output_trust"),
         untrusted_fields=tuple(value.get("untrusted_fields", ())),
+        output_private=value.get("output_private", False),
+        fields={kind: tuple(each) for kind, each in value["fields"].items()} if "fields" in value else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from lockstep.agent.budget_spec import BudgetSection, Number, Whole
-from lockstep.agent.builtins import Builtin
+from lockstep.agent.builtins import Builtin, Pack
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
 from lockstep.values import TIER_RANK, Effect, Tier
 
@@ -126,6 +126,23 @@ class SecretSection(_Section):
     """The only header it is sent in."""
 
 
+class FieldsSection(_Section):
+    """What some arguments are to a policy, by JSON pointer; each tool of an entry has those that it takes."""
+
+    destination: tuple[Pointer, ...] = ()
+    """Who or what a call sends to, reaches or acts on."""
+    credential: tuple[Pointer, ...] = ()
+    """What opens something: a password, a key."""
+    terms: tuple[Pointer, ...] = ()
+    """How much and when."""
+    content: tuple[Pointer, ...] = ()
+    """What is said there."""
+
+    @property
+    def declared(self) -> dict[str, tuple[Pointer, ...]]:
+        return {kind: pointers for kind, pointers in self if pointers}
+
+
 class ToolSource(_Section):
     """One `[[tools]]`: a Python module, an MCP server or a built-in, and how its tools may run."""
 
@@ -164,6 +181,9 @@ class ToolSource(_Section):
     """Whether results are as good as the operator's own words; absent, only those of tools in a closed world are."""
     untrusted_fields: tuple[Pointer, ...] = ()
     """What another party wrote inside a trusted result that is JSON; `*` is every item of an array."""
+    output_private: Flag = False
+    """Whether results are private data, which must not leave unnoticed."""
+    fields: FieldsSection = Field(default_factory=FieldsSection)
     egress: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretSection, ...] = ()
@@ -205,6 +225,8 @@ class ToolSource(_Section):
 
 class PolicySection(_Section):
     files: tuple[RelativePath, ...] = ()
+    packs: tuple[Pack, ...] = ()
+    """Policies that come with Lockstep, beside the agent's own."""
     isolation: Isolation = "gvisor"
     """The weakest tier for any tool; `process` only where it is accepted here."""
     untrusted: Isolation = "microvm"

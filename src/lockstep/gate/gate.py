@@ -27,6 +27,7 @@ from lockstep.gate.effects import (
     standing,
     told,
 )
+from lockstep.gate.fields import fields_of, present
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
 from lockstep.gate.sources import Provenance, Tracing
@@ -66,6 +67,7 @@ class Gate:
         self._arguments = ArgumentChecker({name: tool.input_schema for name, tool in agent.tools.items()})
         self._mint = PermitMint()
         self._tracing = Tracing(agent)
+        self._fields = {name: fields_of(tool) for name, tool in agent.tools.items()}
 
     def judge(self, state: State, call: CallState) -> CallJudged:
         """The verdict on a call the model asked for; every reason is in it."""
@@ -233,7 +235,9 @@ class Gate:
                 steps=state.totals.steps,
                 calls=state.totals.calls,
                 cost_usd=state.totals.cost_usd,
+                fields=present(self._fields[tool.name], arguments.value),
                 provenance=provenance.context,
+                guidance=lambda: self._tracing.pointing(state).guidance(arguments.value, provenance.origins),
             )
         )
         if decision.verdict == "deny":
