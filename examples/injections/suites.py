@@ -14,11 +14,12 @@ from world import SuiteTools, World
 
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import Lock, resolve, to_text
+from lockstep.gate.approvals import Terms
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import Phase, State, Status
 from lockstep.model.recorded import RecordedModel, from_messages
-from lockstep.runtime.answers import answer_approval
+from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.wiring import running
 from lockstep.wiring.stores import Store
 
@@ -33,6 +34,8 @@ class Policy:
     packs: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
+
+NOBODY = Answer(given=False, by="nobody", because="nobody is there")
 
 POLICIES: Mapping[str, Policy] = {
     "none": Policy(title="allow everything"),
@@ -76,11 +79,11 @@ class Suite:
             model=model,
         )
         state = await driver.advance(await driver.start(_started(lock, record, model.name)))
-        asked = 0
+        asked, terms = 0, Terms.of(driver.agent)
         while state.status is Status.SUSPENDED:
             call = next(call for call in state.calls if call.phase is Phase.WAITING)
             asked += 1
-            await answer_approval(self._journal, call.approval, given=False, by="nobody", because="nobody is there")
+            await answer_approval(self._journal, call.approval, NOBODY, lambda _: terms)
             state = await driver.resume(state.run, by="nobody")
         found = await self._world.check(record)
         return Judged(
