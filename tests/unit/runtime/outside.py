@@ -281,9 +281,7 @@ class Host:
         self.ran = ran
         """Requests by `run/call`."""
 
-    async def call(
-        self, item: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None
-    ) -> Outcome:
+    async def call(self, item: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         clock = self._world.clock
         self.life.step()
         permit.redeem(item.digest, clock.now)

@@ -277,7 +277,7 @@ def answered_in_order(messages: tuple[Message, ...]) -> bool:
 
 
 @settings(
-    max_examples=int(EXAMPLES or 150),
+    max_examples=int(EXAMPLES or 120),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
