@@ -57,11 +57,11 @@ class ScratchWorld:
             reply = connection.getresponse()
             body = reply.read(_STATE_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _trouble(f"the scratch world does not answer GET {path} ({error or type(error).__name__})") from error
+            raise _trouble(f"The scratch world does not answer GET {path} ({error or type(error).__name__})") from error
         finally:
             connection.close()
         if reply.status != http.client.OK:
-            raise _trouble(f"the scratch world answers GET {path} with {reply.status}")
+            raise _trouble(f"The scratch world answers GET {path} with {reply.status}")
         return sha256(body)
 
     async def _printed(self) -> Digest:
@@ -73,9 +73,9 @@ class ScratchWorld:
                     printed = await child.stdout.read(_STATE_BYTES)
                     code = await child.wait()
             except TimeoutError:
-                raise _trouble(f"check.state_command did not end within {_STATE_S:g} s") from None
+                raise _trouble(f"The command check.state_command did not end within {_STATE_S:g} s") from None
         if code:
-            raise _trouble(f"check.state_command ended with exit code {code}")
+            raise _trouble(f"The command check.state_command ended with exit code {code}")
         return sha256(printed)
 
 
@@ -106,7 +106,7 @@ async def _running(words: Sequence[str], directory: Path, said: int) -> AsyncIte
             start_new_session=True,
         )
     except OSError as error:
-        raise _trouble(f"{words[0]} cannot be started: {error.strerror}") from error
+        raise _trouble(f"The program {words[0]!r} cannot be started: {error.strerror}") from error
     try:
         yield child
     finally:
@@ -122,13 +122,13 @@ async def _reachable(port: int, within_s: float, child: asyncio.subprocess.Proce
     while time.monotonic() < until:
         if child.returncode is not None:
             why = f"(exit code {child.returncode}): {_last_line(said)}"
-            raise _trouble(f"the scratch world ended before it could be reached {why}")
+            raise _trouble(f"The scratch world ended before it could be reached {why}")
         with contextlib.suppress(OSError):
             _, writer = await asyncio.open_connection(_HOST, port)
             writer.close()
             return
         await asyncio.sleep(_LOOK_S)
-    raise _trouble(f"the scratch world cannot be reached at {_HOST}:{port} after {within_s:g} s (check.start_s)")
+    raise _trouble(f"The scratch world cannot be reached at {_HOST}:{port} after {within_s:g} s (check.start_s)")
 
 
 def _last_line(said: Path) -> str:
@@ -143,4 +143,4 @@ def _free_port() -> int:
 
 
 def _trouble(what: str) -> ConfigError:
-    return ConfigError(f"{what[0].upper()}{what[1:].rstrip('.')}.", remedy=f"Correct [check] in {AGENT_FILE}.")
+    return ConfigError(f"{what.rstrip('.')}.", remedy=f"Correct [check] in {AGENT_FILE}.")
