@@ -1,4 +1,4 @@
-"""`lockstep tools check`: the travel example is what it says, and an agent whose tools lie is found out, call by call."""
+"""`lockstep tools check`: the travel example is what it says, and an agent whose tools lie is found out by calls."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ class Host:
         self._world.catch_up()
         fates = _READ if item.tool.effect is Effect.READ else _WRITE
         if item.tool.repeats.late_s and on_overdue is not None:
-            fates = (*fates, "late", "late and lost", "late and nothing")
+            fates = (*fates, "late", "late and lost", "late and nothing", "late and on its way")
         outcome = await self._meets(item, self._chance.of(f"fate of {item.tool.name} {item.id}", *fates), on_overdue)
         self.life.step()
         return outcome
@@ -313,7 +313,7 @@ class Host:
                 return Outcome(kind="sandbox_busy", text="no room", transient=True)
             case "lost" | "late and nothing":
                 return _lost()
-            case "lost on its way":
+            case "lost on its way" | "late and on its way":
                 due = world.clock.now + self._chance.of("arrives after", 1000, 3000, SETTLES_S * 1000 - 1)
                 world.on_their_way.append((due, item))
                 return _lost()
@@ -335,11 +335,14 @@ class Host:
 
 
 _READ = ("ok", "refused", "busy", "garbled", "lost")
-_WRITE = ("ok", "refused", "busy", "lost", "done and lost", "lost on its way", "unusable")
+_WRITE = ("ok", "ok", "refused", "busy", "lost", "done and lost", "lost on its way", "unusable")
 
 
 def _lost() -> Outcome:
     return Outcome(kind="timeout", text="no answer within 5 s", unknown=True, transient=True)
+
+
+_OTHERS = ("refund", "tip", "give", "note", "look", "nonsense")
 
 
 class Asking:
@@ -361,7 +364,7 @@ class Asking:
 
     def _ask(self) -> AskedCall:
         of = self._chance.of
-        name = of("tool", "book", "pay", "send", "cancel", "refund", "tip", "give", "note", "look", "nonsense")
+        name = of("tool", *["book"] * 4, "pay", "pay", "send", *["cancel"] * 3, *_OTHERS)
         ids = [each.id for each in self._world.done] or ["book0"]
         arguments: JsonObject = {}
         match name:

@@ -195,6 +195,7 @@ class Ledger:
         self._once()
         self._nothing_is_lost()
         self._nothing_is_made_up()
+        self._nothing_is_held_back()
         self._fold()
         for state in self.states.values():
             assert state.status is Status.FINISHED
@@ -233,6 +234,25 @@ class Ledger:
                 assert first.outcome in ("ok", "result_unusable") or first.phase is Phase.DOUBTED
             else:
                 assert self.world.by(call_id), f"{call_id} ({call.name}) is settled, and nothing was done"
+
+    def _nothing_is_held_back(self) -> None:
+        """What was undone for all to see may be done again: its receipt answers no later call."""
+        for call_id, call in self.calls.items():
+            if not call.duplicate_of or not call.dedupe_key:
+                continue
+            for done in self.world.by(call.duplicate_of):
+                if self.calls[done.call].text == done.result:
+                    undone = [each for each in self._undone(done) if self.judged_at[each] < self.judged_at[call_id]]
+                    assert not undone, f"{call_id} got the receipt of {done}, which {undone} undid"
+
+    def _undone(self, done: Done) -> list[str]:
+        """The settled calls that undid it as its entry says."""
+        by = {rule.tool for rule in AGENT.tools[done.tool].repeats.released_by}
+        return [
+            call_id
+            for call_id, call in self.calls.items()
+            if call.name in by and call.outcome == "ok" and f'"{done.id}"' in call.arguments
+        ]
 
     def _fold(self) -> None:
         for run, items in self.recorded.items():
