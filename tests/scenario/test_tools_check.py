@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commandline import BAD_INPUT, FINISHED, SANDBOX, Agent, lockstep, make_agent
+from commandline import BAD_INPUT, FINISHED, SANDBOX, Agent, copy_of, lockstep, make_agent
 
 pytestmark = SANDBOX
 TRAVEL = Path(__file__).resolve().parents[2] / "examples/travel"
@@ -215,6 +215,16 @@ def test_without_scratch_nothing_is_called_and_only_what_is_written_counts(liar:
     assert "peek" in done.out
     assert "(read-may-write)" in done.out
     assert "read-writes" not in done.out
+
+
+def test_an_agent_that_was_never_locked_is_checked_as_it_lies_there(tmp_path: Path, liar: Agent) -> None:
+    copy = copy_of(liar, tmp_path / "liar")
+    (copy.directory / "agent.lock").unlink()
+    copy.change("agent.toml", 'effect = "idempotent"', 'effect = "keyed"')
+    done = copy("tools", "check", copy.directory, "--json")
+    assert done.code == FINISHED, done.err
+    assert {each["rule"] for each in done.json["findings"]} == {"read-may-write"}
+    assert not (copy.directory / "agent.lock").exists(), "looking locks nothing"
 
 
 def test_the_travel_example_is_what_it_says(tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ class Asking:
     def _ask(self) -> AskedCall:
         of = self._chance.of
         name = of("tool", *["book"] * 4, "pay", "pay", "send", *["cancel"] * 3, *_OTHERS)
-        ids = [each.id for each in self._world.done] or ["book0"]
+        ids = [each.id for each in self._world.done] or ["nothing"]
         arguments: JsonObject = {}
         match name:
             case "book":

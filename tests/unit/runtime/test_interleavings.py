@@ -297,7 +297,7 @@ def answered_in_order(messages: tuple[Message, ...]) -> bool:
 
 
 @settings(
-    max_examples=int(EXAMPLES or 120),
+    max_examples=int(EXAMPLES or 100),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
