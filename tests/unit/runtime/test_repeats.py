@@ -365,4 +365,4 @@ def test_a_release_ends_what_was_made_before_it(lefts: list[Left], stands: bool)
 def test_receipts_of_one_key_are_given_oldest_first() -> None:
     old, new = receipt(5, where="r1/1.0"), receipt(6, where="r2/1.0")
     for lefts in ([old, new], [new, old]):
-        assert standing(Left(receipts={"k": each}) for each in lefts) == {"k": [old, new]}
+        assert ordered(Left(receipts={"k": each}) for each in lefts) == {"k": [old, new]}
