@@ -115,12 +115,18 @@ def gate_of(agent: LockedAgent, stops: Stops | None = None) -> Gate:
 
 
 def started(
-    message: str = "Book me a flight.", *, session: str = "s1", approve: str = "ask", principal: str = "ada"
+    message: str = "Book me a flight.",
+    *,
+    session: str = "s1",
+    approve: str = "ask",
+    principal: str = "ada",
+    lock: Digest = Digest("1" * 64),  # noqa: B008 - a value
+    lock_text: str = "{}",
 ) -> ev.RunStarted:
     return ev.RunStarted(
         agent="traveller",
-        lock=Digest("1" * 64),
-        lock_text="{}",
+        lock=lock,
+        lock_text=lock_text,
         directory="/agents/traveller",
         principal=principal,
         session=session,

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field
 
 from lockstep.agent.budget_spec import BudgetSection, Number, Whole
 from lockstep.agent.builtins import Builtin, Pack
+from lockstep.agent.check_spec import CheckSection
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
 from lockstep.values import TIER_RANK, Effect, Tier
 
@@ -277,6 +278,7 @@ class AgentSpec(_Section):
     memory: MemorySection = Field(default_factory=MemorySection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     scenarios: ScenariosSection = Field(default_factory=ScenariosSection)
+    check: CheckSection | None = None
 
     @field_validator("model")
     @classmethod

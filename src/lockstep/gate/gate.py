@@ -113,6 +113,7 @@ class Gate:
             dedupe_key=key,
             dedupe_until_ms=state.last_at_ms + int(window_s * 1000) if key and window_s is not None else None,
             frees=frees(self.agent.tools, tool, arguments.value),
+            own_key=done is None and key in state.receipts,
         )
         return _repeat_on_purpose(judged, tool, done, self._approvers(judged.approvers)) if done else judged
 
@@ -201,9 +202,15 @@ class Gate:
         return freed_by(tool, read(call.arguments).value, text) if tool.repeats.released_by else ()
 
     def _key(self, state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
-        """The idempotency key. A deliberate repeat has one of its own, or the service would answer with the first."""
-        key = Digest(call.dedupe_key) if call.dedupe_key else effect_key(state, self.agent.name, tool, arguments)
-        return digest_json({"again": f"{state.run}/{call.id}", "key": key}) if call.again else key
+        """The idempotency key: of every attempt at this call, and of another try where this one comes to nothing.
+
+        What is to be carried out although the same was before has one of its own, or the service would answer with
+        the first: a deliberate repeat, the same call after its receipt has ended, a tool without deduplication.
+        """
+        key = call.dedupe_key or effect_key(state, self.agent.name, tool, arguments)
+        if call.again or call.own_key or not call.dedupe_key:
+            return digest_json({"again": f"{state.run}/{call.id}", "key": key})
+        return Digest(key)
 
     def _over_budget(self, state: State, call: CallState, tool: LockedTool, digest: Digest) -> CallJudged | None:
         budget, others, used = self.agent.budget, state.others, state.used(state.last_at_ms)

@@ -141,6 +141,9 @@ class CallJudged:
     """Terms of earlier receipts that this call ends when it succeeds (`released_by`)."""
     again: bool = False
     """A deliberate repeat of a call that was made."""
+    own_key: bool = False
+    """The same call was made before and its receipt has ended: under that call's idempotency key a service would answer
+    with its result."""
     origins: tuple[Origin, ...] = ()
     """Of each argument, in order; none for an invalid call."""
     origins_left_out: int = 0
@@ -253,6 +256,8 @@ class EffectRetried:
     outcome: str
     why: str
     delay_ms: int
+    unknown: bool = False
+    """It may have been carried out all the same."""
     detail: str = ""
     tier: str = ""
     run_ms: float = 0.0

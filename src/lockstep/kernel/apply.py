@@ -142,6 +142,7 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
         "duplicate_of": event.duplicate_of,
         "frees": event.frees,
         "again": event.again,
+        "own_key": event.own_key,
     }
     if event.verdict in ("allow", "ask") and not event.duplicate_of:
         call["phase"] = Phase.ALLOWED if event.verdict == "allow" else Phase.ASKED
@@ -237,7 +238,9 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
 
 
 def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Changes:
-    return _with_call(state, event.call, {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms})
+    unsure = state.call(event.call).unsure or event.unknown
+    again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
+    return _with_call(state, event.call, again)
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
@@ -283,8 +286,10 @@ def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
     anew: _Changes = {"probes": 0, "probe_at_ms": at_ms}
     if event.after_crash:
         anew["doubted_at_ms"] = at_ms
+    # A call that had been let go and is run again may have been carried out.
+    changes: dict[Phase, _Changes] = {Phase.DOUBTED: anew, Phase.INTENDED: {"unsure": True}}
     return {
-        "calls": tuple(replace(call, **anew) if call.phase is Phase.DOUBTED else call for call in state.calls),
+        "calls": tuple(replace(call, **changes.get(call.phase, {})) for call in state.calls),
         "status": Status.RUNNING,
         "suspended_for": "",
         "message": "",
@@ -344,12 +349,8 @@ def _with_receipt(
     if not call.dedupe_key and not freed:
         return {}
     standing = state.receipts.get(call.dedupe_key)
-    before = standing.before or standing if call.again and standing else None
-    receipts = {
-        key: receipt
-        for key, receipt in state.receipts.items()
-        if key != call.dedupe_key and freed.isdisjoint(receipt.freed_by)
-    }
+    before = standing.before or standing if standing and (call.again or call.own_key) else None
+    receipts = {key: receipt.after(freed) for key, receipt in state.receipts.items() if key != call.dedupe_key}
     if call.dedupe_key and outcome in ("ok", "result_unusable", "in_doubt"):
         in_doubt = outcome == "in_doubt"
         receipts[call.dedupe_key] = Receipt(

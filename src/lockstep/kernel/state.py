@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 
@@ -70,6 +70,9 @@ class CallState:
     duplicate_of: str = ""
     frees: tuple[str, ...] = ()
     again: bool = False
+    own_key: bool = False
+    unsure: bool = False
+    """An earlier attempt may have been carried out, so that the failure of a later one says nothing."""
     effects_seen: int = 0
     """How many calls of the run had changed something, or may have, when its result came."""
     attempts: int = 0
@@ -116,12 +119,18 @@ class Receipt:
     """When it no longer stands against the same call; None is never."""
     freed_by: tuple[str, ...] = ()
     """Terms, any of which ends it once a call that frees it has succeeded."""
+    freed: bool = False
+    """It ended so. Kept, because the service may still know the call by its idempotency key."""
     before: Receipt | None = None
-    """Of a deliberate repeat whose outcome is open: what stands again if it comes to nothing."""
+    """Of a call whose outcome is open, after an earlier one: what was there, and is again if it comes to nothing."""
+
+    def after(self, freed: Collection[str]) -> Receipt:
+        """The same, ended if any of its terms is among these."""
+        return replace(self, freed=True) if any(term in freed for term in self.freed_by) else self
 
     def stands(self, now_ms: int) -> bool:
-        """Whether its window is still open; a doubt has none."""
-        return self.in_doubt or self.until_ms is None or now_ms < self.until_ms
+        """Whether it was not freed and its window is still open; a doubt has none."""
+        return self.in_doubt or (not self.freed and (self.until_ms is None or now_ms < self.until_ms))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +157,8 @@ class Left:
     used: Usage = field(default_factory=Usage)
 
     def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
-        """The receipts that stand after this run, where `earlier` stood before it."""
-        standing = {key: each for key, each in earlier.items() if self.freed.keys().isdisjoint(each.freed_by)}
-        return standing | dict(self.receipts)
+        """The receipts there are after this run, where `earlier` were there before it."""
+        return {key: each.after(self.freed) for key, each in earlier.items()} | dict(self.receipts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,7 +223,7 @@ class State:
     stop_reason: str = ""
     message: str = ""
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
-    """By deduplication key: the receipt that stands. Never changed in place."""
+    """By deduplication key: the newest receipt. Never changed in place."""
     freed: Mapping[str, int] = field(default_factory=dict)
     """Terms that calls of this run have ended, and when. Never changed in place."""
     emitted: Mapping[str, tuple[Emitted, ...]] = field(default_factory=dict)

@@ -371,7 +371,7 @@ class Driver:
         again = may_help and call.attempts < item.tool.retries
         if again and not do.over_wall(live.state, self.agent.budget, now_ms()):
             live.record(retried(call, outcome))
-        elif outcome.unknown and item.tool.effect in (Effect.ONCE, Effect.KEYED):
+        elif _in_doubt(call, outcome) and item.tool.effect in (Effect.ONCE, Effect.KEYED):
             live.record(doubted(item.id, outcome))
         else:
             late = live.state.call(item.id).phase is Phase.DOUBTED
@@ -390,6 +390,11 @@ class Driver:
         await live.flush()
         outcome = await self._tools.call(item, permit)
         live.record(answer_of_probe(self._gate, call, item.tool.name, outcome, now_ms()))
+
+
+def _in_doubt(call: CallState, outcome: Outcome) -> bool:
+    """Whether nobody knows if the call happened: a failure says so only of its own attempt."""
+    return outcome.unknown or (call.unsure and outcome.kind not in ("ok", "result_unusable"))
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -38,7 +38,7 @@ class Elsewhere:
         lefts = [
             Left(receipts=own, freed=state.freed) if row.run == state.run else await self._left(row) for row in rows
         ]
-        return {key: receipts[-1] for key, receipts in standing(lefts).items()}
+        return {key: receipts[-1] for key, receipts in ordered(lefts).items()}
 
     async def before(self, state: State, call: CallState) -> Receipt | None:
         """What another run intended before this call (whose own intent is the newest event) and stands against it.
@@ -50,7 +50,7 @@ class Elsewhere:
         rows = [row for row in await self._rows(state) if row.run != state.run]
         lefts = [*[await self._left(row) for row in rows], Left(receipts={}, freed=state.freed)]
         mine = await self._journal.position(state.run, state.next_seq - 1)
-        for receipt in standing(lefts).get(call.dedupe_key, ()):
+        for receipt in ordered(lefts).get(call.dedupe_key, ()):
             if receipt.stands(state.last_at_ms) and await self._intended_at(receipt) < mine:
                 return receipt
         return None
@@ -83,8 +83,10 @@ class Elsewhere:
         return known[1]
 
 
-def standing(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
-    """By key, oldest first, the receipts of these runs (oldest run first) that no later call of any has ended."""
+def ordered(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
+    """By key the receipts of these runs (oldest run first): those that a later call of any has ended, then the others,
+    each oldest first.
+    """
     made: dict[str, list[tuple[Moment, Receipt]]] = {}
     ended: dict[str, Moment] = {}
     for place, left in enumerate(lefts):
@@ -94,7 +96,9 @@ def standing(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
             ended[term] = max(ended.get(term, (0, 0)), (at_ms, place))
     found: dict[str, list[Receipt]] = {}
     for key, receipts in made.items():
-        for moment, receipt in sorted(receipts, key=lambda each: each[0]):
-            if not any(term in ended and ended[term] > moment for term in receipt.freed_by):
-                found.setdefault(key, []).append(receipt)
+        after = [
+            receipt.after([term for term in receipt.freed_by if ended.get(term, (0, 0)) > moment])
+            for moment, receipt in sorted(receipts, key=lambda each: each[0])
+        ]
+        found[key] = sorted(after, key=lambda each: not each.freed)
     return found

@@ -14,7 +14,7 @@ from lockstep.kernel.state import Left, Receipt
 from lockstep.kernel.usage import Usage
 from lockstep.values import RunId
 
-SCHEMA = 4
+SCHEMA = 5
 """Of the form, and of what counts as a receipt or as used: raised with any, so that everything is drawn again."""
 
 
@@ -25,6 +25,7 @@ class _Row(msgspec.Struct, array_like=True):
     in_doubt: bool
     until_ms: int | None
     freed_by: tuple[str, ...]
+    freed: bool
 
 
 class _Used(msgspec.Struct):
@@ -51,7 +52,7 @@ _DECODER = msgspec.json.Decoder(_Extract)
 def extract_of(left: Left) -> bytes:
     """What one run leaves to later ones as one JSON object."""
     rows = {
-        key: _Row(each.where, each.at_ms, each.text, each.in_doubt, each.until_ms, each.freed_by)
+        key: _Row(each.where, each.at_ms, each.text, each.in_doubt, each.until_ms, each.freed_by, each.freed)
         for key, each in left.receipts.items()
     }
     used = left.used
@@ -90,6 +91,7 @@ def left_in(run: RunId, extract: bytes | None) -> Left | None:
             in_doubt=row.in_doubt,
             until_ms=row.until_ms,
             freed_by=row.freed_by,
+            freed=row.freed,
         )
         for key, row in value.receipts.items()
     }

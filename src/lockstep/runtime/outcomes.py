@@ -95,6 +95,7 @@ def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
         outcome=outcome.kind,
         why=outcome.text,
         delay_ms=int(do.retry_delay_s(attempt) * 1000),
+        unknown=outcome.unknown,
         detail=outcome.detail,
         tier=outcome.tier.value,
         run_ms=outcome.run_ms,
@@ -103,9 +104,10 @@ def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
 
 
 def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
+    why = outcome.text if outcome.unknown else f"an earlier attempt may have been carried out; then: {outcome.text}"
     return ev.EffectDoubted(
         call=call_id,
-        why=outcome.text,
+        why=why,
         detail=outcome.detail,
         tier=outcome.tier.value,
         degraded=outcome.degraded,

@@ -76,8 +76,8 @@ async def verify_run(journal: Journal, run: RunId) -> Verification:
     if seen.broken_seq is not None:
         return seen
     state = await read_state(journal, run)
-    kept = [row.extract for row in await journal.session(state.session) if row.run == run and row.extract is not None]
-    if kept and kept != [extract_of(state.left)]:
+    kept = [row.extract for row in await journal.session(state.session) if row.run == run]
+    if any(left_in(run, each) is not None and each != extract_of(state.left) for each in kept):
         problem = "the receipts that were kept of it are not those of its events"
         return replace(seen, broken_seq=seen.events, problem=problem)
     return seen

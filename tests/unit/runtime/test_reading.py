@@ -252,7 +252,7 @@ def test_kept_receipts_that_the_events_do_not_bear_out_are_found_by_verifying(pa
 def test_receipts_read_back_as_they_were_or_not_at_all(text: str) -> None:
     run = RunId("r1")
     receipts = {
-        "k2": Receipt(where="r1/1.0", at_ms=4, text=text, until_ms=5, freed_by=("t1", "t2")),
+        "k2": Receipt(where="r1/1.0", at_ms=4, text=text, until_ms=5, freed_by=("t1", "t2"), freed=True),
         "k1": Receipt(where="r1/2.0", at_ms=6, text="", in_doubt=True),
     }
     used = Usage(runs=1, steps=3, tokens=40, cost_usd=Decimal("0.0125"), cost_known=False, by_tool={"book": 2})
@@ -260,7 +260,7 @@ def test_receipts_read_back_as_they_were_or_not_at_all(text: str) -> None:
     extract = extract_of(left)
     assert left_in(run, extract) in ((None,) if "\ud83d" in text else (left,))
     assert left_in(RunId("r2"), extract) is None
-    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":4', b'"schema":5')):
+    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":5', b'"schema":6')):
         assert left_in(run, other) is None
     empty = Left(receipts={}, used=Usage(runs=1))
     assert left_in(run, extract_of(empty)) == empty
