@@ -1,7 +1,7 @@
 # Every target sets up what it needs first; set-up is over in a moment once it has been done.
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
-#   RECORDING=... LIMIT=n   what `make airline` replays
+#   RECORDING=... LIMIT=n   what `make airline`, `make duplicates` and `make injections` replay
 #   FIRECRACKER_BIN=file JAILER_BIN=file   what `make test-nested` runs (the jailer may lie beside it)
 #   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
 
@@ -12,12 +12,15 @@ TESTS ?=
 # A narrowed run stays in this one.
 WORKERS ?= $(if $(TESTS),0,2)
 LOCKSTEP_DATA ?= ../shared/data
-RECORDING ?= $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
+AIRLINE := $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
+INJECTIONS := $(LOCKSTEP_DATA)/agentdojo_gpt-4o_banking+slack.jsonl.zst
+RECORDING ?=
 LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline hostile relock clean
+.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline duplicates injections hostile
+.PHONY: relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +60,18 @@ bench-gate:  ## what the gate costs a call: schema, provenance, receipts and pol
 
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
-	@.venv/bin/python examples/airline/replay.py --recording "$(RECORDING)" $(if $(LIMIT),--limit $(LIMIT))
+	@.venv/bin/python examples/airline/replay.py --recording "$(or $(RECORDING),$(AIRLINE))" $(if $(LIMIT),--limit $(LIMIT))
+
+injections:  ## recorded prompt injections through loop and gate; RECORDING=file LIMIT=n FRONTIER=1
+	@$(PYTHON) scripts/setup.py --dev --no-system
+	@.venv/bin/python examples/injections/environment.py
+	@.venv/bin/python examples/injections/replay.py --recording "$(or $(RECORDING),$(INJECTIONS))" \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(FRONTIER),--frontier)
+
+duplicates:  ## repeated calls in recorded conversations: caught, let through, served; RECORDING=file LIMIT=n
+	@$(PYTHON) scripts/setup.py --dev --no-system
+	@.venv/bin/python examples/duplicates/measure.py \
+	    $(if $(RECORDING),--recording "$(RECORDING)") $(if $(LIMIT),--limit $(LIMIT))
 
 hostile:  ## hostile payloads against every isolation backend of this machine, as a table
 	@$(PYTHON) scripts/setup.py --dev
@@ -68,5 +82,5 @@ relock:  ## requirements/*.lock again from pyproject.toml; UPGRADE=1 for newer v
 	@.venv/bin/python scripts/relock.py $(if $(UPGRADE),--upgrade)
 
 clean:  ## remove what make created; the records in .lockstep stay
-	rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf .venv .agentdojo .demo .bench .mypy_cache .ruff_cache .pytest_cache dist build
 	find src tests examples scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +

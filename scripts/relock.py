@@ -24,12 +24,15 @@ EDITABLE_SUPPORT = "editables>=0.5"
 
 LEAKS = ("UV_", "PIP_")
 """A machine's own mirrors, link directories and cut-off dates must not show in the result."""
+SUITES = "agentdojo==0.1.13"
+"""The benchmark that `make injections` replays: for an environment of its own, never beside the product's."""
+WITHOUT = "agentdojo-without.txt"
 MIRRORS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_CACHE_DIR", "UV_SYSTEM_CERTS")
 """Where a machine fetches from is its own affair: the address is not written, and the hashes are the packages'."""
 
 
 def main() -> int:
-    """Write installer.lock, run.lock and dev.lock; return 0, or 1 with the reason on stderr."""
+    """Write installer.lock, dev.lock, run.lock and agentdojo.lock; return 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(description="Regenerate requirements/*.lock from pyproject.toml.")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml allows")
     upgrade = ["--upgrade"] if parser.parse_args().upgrade else []
@@ -43,6 +46,7 @@ def main() -> int:
         compile_lock("installer.lock", ["-", *upgrade], stdin=INSTALLER)
         and compile_lock("dev.lock", [*everything, *upgrade], stdin=build)
         and compile_lock("run.lock", [*running, *upgrade], stdin=build)
+        and compile_lock("agentdojo.lock", ["-", "--override", f"requirements/{WITHOUT}", *upgrade], stdin=SUITES)
     )
     return 0 if written else 1
 

@@ -67,18 +67,37 @@ class Turn:
     user: str
     messages: tuple[Message, ...]
 
+    def plain(self) -> Iterator[Json]:
+        """Yield the messages as objects of plain values."""
+        yield {"role": "user", "content": self.user}
+        for message in self.messages:
+            if isinstance(message, AssistantMessage):
+                calls = [{"id": c.id, "name": c.name, "args": dict(c.arguments)} for c in message.calls]
+                yield {"role": "assistant", "content": message.text, "tool_calls": calls}
+            else:
+                name = message.name or "tool"
+                yield {"role": "tool", "content": message.text, "tool_call_id": message.call_id, "name": name}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
     """One conversation. `final_state_changes` holds the records that differ from the database afterwards."""
 
     id: str
+    model: str
+    domain: str
     policy: str
     turns: tuple[Turn, ...]
     final_state_changes: Mapping[str, Mapping[str, Json]]
+    labels: Mapping[str, Any]
+    """What the data says about calls, by their place in the conversation from 0."""
 
     def exchanges(self) -> Iterator[tuple[Call, str]]:
-        """Yield every answered call with its answer, in the order asked. Models reuse ids: the next answer counts."""
+        """Yield every answered call with its answer, in the order asked."""
+        return ((call, answer) for call, answer in self.calls() if answer is not None)
+
+    def calls(self) -> Iterator[tuple[Call, str | None]]:
+        """Yield every call with its answer, in the order asked. Models reuse ids: the next answer counts."""
         for turn in self.turns:
             answers = [message for message in turn.messages if isinstance(message, ToolMessage)]
             for message in turn.messages:
@@ -86,7 +105,11 @@ class Recording:
                     answer = next((each for each in answers if each.call_id == call.id), None)
                     if answer is not None:
                         answers.remove(answer)
-                        yield call, answer.text
+                    yield call, None if answer is None else answer.text
+
+    def plain(self) -> list[Json]:
+        """The conversation as `lockstep.model.recorded.from_messages` reads it."""
+        return [message for turn in self.turns for message in turn.plain()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,9 +225,12 @@ def _recording(line: str, where: str) -> Recording:
         answers = _answers(messages)
         return Recording(
             id=str(record.get("id", where)),
+            model=str(record.get("model", "")),
+            domain=str(record.get("domain", "")),
             policy=policy,
             turns=tuple(_turns(spoken, answers)),
             final_state_changes=record["final_state_changes"],
+            labels=record.get("labels") or {},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)

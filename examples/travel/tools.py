@@ -73,6 +73,10 @@ class CalendarEntry(TypedDict):
     ends_at: str
 
 
+class CalendarEntries(TypedDict):
+    entries: list[CalendarEntry]
+
+
 @tool(title="Current date", read_only=True, open_world=False)
 def current_date() -> CurrentDate:
     """Say which day it is, and the date of the next Monday, Tuesday and so on.
@@ -139,8 +143,23 @@ def add_calendar_entry(
     ends_at: Annotated[str, "End, in the same form and later than the start."],
 ) -> CalendarEntry:
     """Add one entry to the traveller's calendar."""
-    reply = _request("POST", "/calendar/entries", {"title": title, "starts_at": starts_at, "ends_at": ends_at})
-    return cast(CalendarEntry, {name: reply.get(name) for name in CalendarEntry.__annotations__})
+    return _entry(_request("POST", "/calendar/entries", {"title": title, "starts_at": starts_at, "ends_at": ends_at}))
+
+
+@tool(title="Find calendar entries", read_only=True, open_world=False)
+def find_calendar_entries(
+    title: Annotated[str, "What the entry is about, word for word."],
+    starts_at: Annotated[str, "Its start as date and time with UTC offset."],
+) -> CalendarEntries:
+    """Find the entries of the traveller's calendar with this title and start."""
+    from urllib.parse import urlencode
+
+    reply = _request("GET", f"/calendar/entries?{urlencode({'title': title, 'starts_at': starts_at})}")
+    return {"entries": [_entry(each) for each in reply["entries"]]}
+
+
+def _entry(record: dict[str, Any]) -> CalendarEntry:
+    return cast(CalendarEntry, {name: record.get(name) for name in CalendarEntry.__annotations__})
 
 
 def _request(method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:

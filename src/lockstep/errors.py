@@ -10,7 +10,9 @@ LockstepError            code, sentence, remedy; exit_code for the command line
 │   │   └── StoreDamaged     the file does not hold, so no run of it can be trusted
 │   └── FenceConflict    somebody else already wrote this event of the run
 ├── RunError             no such run, wrong state for what was asked
-│   └── AgentStopped     somebody stopped the agent (kill switch); nothing is let go
+│   ├── AgentStopped     somebody stopped the agent (kill switch); nothing is let go
+│   ├── ApprovalError    an answer that counts for nothing: unknown, expired, given already, for something else
+│   └── BudgetError      what the runs of a scope may use together is used up, so none begins
 ├── ModelError           the model cannot be had: name, key, provider, recording
 │   └── RecordingMismatch   the conversation left the recording
 ├── SandboxUnavailable   no backend of the required tier; never shown to the model as tool output
@@ -70,6 +72,15 @@ class FenceConflict(StoreError):
 
 class RunError(LockstepError):
     code = "run"
+
+
+class ApprovalError(RunError):
+    code = "approval"
+
+
+class BudgetError(RunError):
+    code = "budget"
+    exit_code = 4
 
 
 class AgentStopped(RunError):

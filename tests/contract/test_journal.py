@@ -409,6 +409,10 @@ def test_runs_are_listed_newest_first_with_the_newest_event_of_each(store: Store
         assert [row.run for row in await journal.runs(session="a")] == ["r2", "r0"]
         assert [row.run for row in await journal.runs(session="a", limit=1)] == ["r2"]
         assert [row.run for row in await journal.runs(limit=2)] == ["r2", "r1"]
+        assert [row.run for row in await journal.runs(principal="p1")] == ["r1"]
+        assert [row.run for row in await journal.runs(agent="travel", limit=2)] == ["r2", "r1"]
+        assert [row.run for row in await journal.runs("a", principal="p0", agent="travel")] == ["r0"]
+        assert await journal.runs(principal="p1", agent="nobody's") == []
         assert await journal.runs(session="nobody's") == []
         assert await journal.runs(session="' OR 1=1 --") == []
 
@@ -425,6 +429,26 @@ def test_runs_are_found_by_the_beginning_of_their_id_newest_first_ten_at_most(st
         assert await journal.find("rab03") == ["rab03"]
         assert await journal.find("%") == []
         assert await journal.find("ab") == []
+
+    during(store, work)
+
+
+def test_events_stand_in_the_order_of_their_appends_whatever_their_run(store: Store) -> None:
+    async def work(journal: Journal) -> None:
+        for run in ("r0", "r1"):
+            await journal.append(RunId(run), 1, at(begun()))
+        await journal.append(RunId("r1"), 2, at(CONTEXT, CONTEXT))
+        await asyncio.gather(
+            journal.append(RunId("r0"), 2, at(CONTEXT, from_ms=1)), journal.append(RunId("r1"), 4, at(FINISHED))
+        )
+        order = [("r0", 1), ("r1", 1), ("r1", 2), ("r1", 3), ("r0", 2), ("r1", 4)]
+        places = [await journal.position(RunId(run), seq) for run, seq in order]
+        assert places[:4] == sorted(set(places[:4]))
+        assert min(places[4:]) > places[3]
+        assert places[4] != places[5]
+        for run, seq in (("r0", 3), ("r0", 0), ("r9", 1)):
+            with pytest.raises(StoreError, match=f"Run {run} has no event {seq}"):
+                await journal.position(RunId(run), seq)
 
     during(store, work)
 

@@ -106,7 +106,7 @@ def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> No
     approval = approval_of(clerk, run_id)
     listed = clerk("approvals").out
     assert f"{approval} run {run_id}" in listed
-    assert 'pay {"to": "bob", "cents": 500}' in listed
+    assert "cents = 500" in listed
 
     still = clerk("resume", run_id)
     assert still.code == SUSPENDED, "nobody has answered"
@@ -114,7 +114,7 @@ def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> No
 
     assert clerk("approve", approval, "--by", "ann").code == FINISHED
     again = clerk("approve", approval)
-    assert (again.code, "No approval" in again.err) == (BAD_INPUT, True)
+    assert (again.code, "was already answered by ann, who approved it" in again.err) == (BAD_INPUT, True)
 
     done = clerk("resume", run_id, "--json")
     assert (done.code, done.json["output"]) == (FINISHED, PAID)

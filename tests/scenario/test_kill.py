@@ -125,31 +125,14 @@ def test_a_run_killed_at_a_journal_boundary_resumes_without_a_second_booking(
     assert all(after[call] == before[call] for call in recorded), "a call whose outcome was recorded ran again"
     assert len(bookings) <= 1
     assert len(entries) <= 1
-    if code == SUSPENDED:
-        _in_doubt_says_what_to_do_and_goes_on(world, shown)
-        return
     assert code == FINISHED, shown
     assert shown["stop_reason"] == "completed"
-    assert (len(bookings), len(entries)) == (1, 1)
+    # What its probe did not find did not happen: a script cannot react to that, and goes on without it.
+    outcomes = {call["tool"]: call["outcome"] for call in shown["calls"]}
+    booked, entered = outcomes["book_flight"], outcomes["add_calendar_entry"]
+    assert {booked, entered} <= {"ok", "did_not_happen"}
+    assert (len(bookings), len(entries)) == (booked == "ok", entered == "ok")
     assert world.lockstep("verify", "last").returncode == FINISHED
-
-
-def _in_doubt_says_what_to_do_and_goes_on(world: World, shown: dict[str, Any]) -> None:
-    doubted = [call for call in shown["calls"] if call["outcome"] == "doubted"]
-    assert [call["tool"] for call in doubted] in (["book_flight"], ["add_calendar_entry"])
-    assert shown["stop_reason"] == "in_doubt"
-    assert "--happened" in shown["message"]
-    assert "--did-not-happen" in shown["message"]
-    records = {"book_flight": world.service.bookings(), "add_calendar_entry": world.service.entries()}
-    found = records[doubted[0]["tool"]]
-    answer = ["--happened", "--result", json.dumps(found[0])] if found else ["--did-not-happen"]
-
-    code, shown = world.resume(*answer)
-
-    # A script cannot react to "did not happen" and goes on; what counts is that nothing is done twice.
-    assert code in (FINISHED, BAD_INPUT), shown
-    assert len(world.service.bookings()) == (1 if found or doubted[0]["tool"] != "book_flight" else 0)
-    assert len(world.service.entries()) <= 1
 
 
 def test_the_walk_above_covers_every_boundary(world: World) -> None:
@@ -182,7 +165,9 @@ def test_no_sandbox_of_a_killed_process_survives_its_resumption(world: World) ->
         process.wait(timeout=30)
         process.stdout.close()
     code, shown = world.resume()
-    assert (code, shown["stop_reason"]) == (SUSPENDED, "in_doubt")
+    assert (code, shown["stop_reason"]) == (FINISHED, "completed")
+    (booked,) = (call for call in shown["calls"] if call["tool"] == "book_flight")
+    assert "find_bookings found it" in booked["result"], "the reply died with its sandbox; the probe knew"
     assert list((world.agent / ".lockstep" / "sandboxes").glob("sandboxes/*.json")) == []
     assert len(world.service.bookings()) == 1
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
@@ -254,6 +254,16 @@ def test_a_calendar_entry_is_added_and_listed(service: TravelService) -> None:
     assert {**ENTRY, "notes": "Window seat", "entry_id": entry["entry_id"]} == entry
     assert ask(service.url, "GET", "/calendar/entries") == (200, {"entries": [entry]})
     assert service.entries() == [entry]
+
+
+def test_calendar_entries_are_found_by_title_and_start_however_its_offset_is_written(service: TravelService) -> None:
+    _, entry = ask(service.url, "POST", "/calendar/entries", ENTRY)
+    ask(service.url, "POST", "/calendar/entries", {**ENTRY, "title": "Another"})
+    by_both = urlencode({"title": ENTRY["title"], "starts_at": ENTRY["starts_at"].replace("+00:00", "Z")})
+    assert ask(service.url, "GET", f"/calendar/entries?{by_both}") == (200, {"entries": [entry]})
+    later = urlencode({"title": ENTRY["title"], "starts_at": ENTRY["ends_at"]})
+    assert ask(service.url, "GET", f"/calendar/entries?{later}") == (200, {"entries": []})
+    assert ask(service.url, "GET", "/calendar/entries?starts_at=noon")[0] == 400
 
 
 def test_notes_may_be_left_out(service: TravelService) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
 from lockstep.agent.spec import LimitsSection, ModelSection
+from lockstep.gate.approvals import Terms
 from lockstep.gate.gate import Gate
 from lockstep.gate.permit import Permit
 from lockstep.gate.policy import Policies
 from lockstep.journal import events as ev
 from lockstep.journal.port import Journal, Stop, Stops
+from lockstep.kernel.state import State
 from lockstep.model.port import (
     AskedCall,
     AssistantMessage,
@@ -31,6 +33,7 @@ from lockstep.model.port import (
     Usage,
     UserMessage,
 )
+from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.runtime.driver import Driver
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Digest, Effect, JsonObject, RunId, Tier, digest_json, now_ms
@@ -111,13 +114,21 @@ def gate_of(agent: LockedAgent, stops: Stops | None = None) -> Gate:
     return Gate(agent, Policies.parse(agent.policies), stops or NeverStopped())
 
 
-def started(message: str = "Book me a flight.", *, session: str = "s1", approve: str = "ask") -> ev.RunStarted:
+def started(
+    message: str = "Book me a flight.",
+    *,
+    session: str = "s1",
+    approve: str = "ask",
+    principal: str = "ada",
+    lock: Digest = Digest("1" * 64),  # noqa: B008 - a value
+    lock_text: str = "{}",
+) -> ev.RunStarted:
     return ev.RunStarted(
         agent="traveller",
-        lock=Digest("1" * 64),
-        lock_text="{}",
+        lock=lock,
+        lock_text=lock_text,
         directory="/agents/traveller",
-        principal="ada",
+        principal=principal,
         session=session,
         input=message,
         approve=approve,
@@ -222,6 +233,14 @@ def driver_of(journal: Journal, model: Any, tools: Any, agent: LockedAgent | Non
         tools=tools,
         **more,
     )
+
+
+async def answer(
+    journal: Journal, approval: str, *, given: bool, by: str, because: str = "", agent: LockedAgent | None = None
+) -> State:
+    """Answer while nothing has changed since, of an agent that asks before it books."""
+    terms = Terms.of(agent or locked_agent(policy=ASK_BOOK))
+    return await answer_approval(journal, approval, Answer(given=given, by=by, because=because), lambda _: terms)
 
 
 def types_of(recorded: Sequence[ev.Recorded]) -> list[str]:

@@ -118,8 +118,10 @@ class Api:
         return self.store.add_entry(title, starts_at.isoformat(), ends_at.isoformat(), notes)
 
     def get_entries(self, request: Request) -> Record:
-        request.query()
-        return {"entries": self.store.entries()}
+        query = request.query(optional=("title", "starts_at"))
+        title = text_field(query, "title") if "title" in query else None
+        starts_at = moment_field(query, "starts_at").isoformat() if "starts_at" in query else None
+        return {"entries": self.store.entries(title=title, starts_at=starts_at)}
 
 
 def _unavailable() -> Refusal:

@@ -102,9 +102,14 @@ class Store:
         found = [_booking_record(row) for row in self._rows("SELECT * FROM bookings WHERE number = ?", (int(number),))]
         return found[0] if found and found[0]["booking_id"] == booking_id else None
 
-    def entries(self) -> list[Record]:
-        """Return calendar entries, oldest first."""
-        return [_entry_record(row) for row in self._rows("SELECT * FROM entries ORDER BY number")]
+    def entries(self, *, title: str | None = None, starts_at: str | None = None) -> list[Record]:
+        """Return calendar entries, oldest first; a filter that is None matches all."""
+        rows = self._rows(
+            "SELECT * FROM entries WHERE title = coalesce(?, title) AND starts_at = coalesce(?, starts_at)"
+            " ORDER BY number",
+            (title, starts_at),
+        )
+        return [_entry_record(row) for row in rows]
 
     def requests(self) -> list[Record]:
         """Return the request log, oldest first; `status` is None while a request is being answered."""

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from lockstep.agent.builtins import builtin_files
+from lockstep.agent.builtins import builtin_files, pack_text
+from lockstep.agent.declared_fields import check_fields, fields_of_tool
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
 from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.places import host_path, is_of_the_agent, tree_digest
-from lockstep.agent.spec import FILE_MODELS, AgentSpec, ToolSource
+from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, LockError
 from lockstep.values import Digest, Json, JsonObject, digest_json, sha256
 
@@ -261,7 +262,9 @@ def _tool_parts(
         settings = _source_settings(directory, spec, source, files)
         if index in protocols:
             settings["protocol"] = protocols[index]
-        for definition in _chosen(place, source, definitions[index], claimed):
+        chosen = _chosen(place, source, definitions[index], claimed)
+        check_fields(place, source.fields, chosen)
+        for definition in chosen:
             shown = shown_name(source, str(definition["name"]))
             name = f"tool {shown}"
             if name in parts:
@@ -269,12 +272,27 @@ def _tool_parts(
                     f"{place} provides {shown!r}, which is there already.",
                     remedy="Name each tool in one `include`, give a server a `prefix`, or rename one.",
                 )
-            parts[name] = _tool_part(place, {"definition": definition, **settings})
+            fields = fields_of_tool(source.fields, definition)
+            declared: dict[str, Json] = {"fields": fields} if fields else {}
+            parts[name] = _tool_part(place, {"definition": definition, **settings, **declared})
     for file in spec.policy.files:
         parts[f"policy {file}"] = _text_part(inside(directory, file), "Write it, or correct `policy.files`.")
+    for pack in spec.policy.packs:
+        text = pack_text(pack)
+        parts[f"policy pack:{pack}"] = Part(sha256=sha256(text.encode()), text=text)
     budget = spec.budget.model_dump(mode="json", exclude_none=True)
-    parts["budget"] = _value_part({**budget, "approval_expires_s": spec.policy.approval_expires_s})
+    parts["budget"] = _value_part({**budget, **_oversight(spec.policy)})
     return dict(sorted(parts.items()))
+
+
+def _oversight(policy: PolicySection) -> dict[str, Json]:
+    """How approvals are given. What is not said there, but for the expiry, is not in the lock either."""
+    said: dict[str, Json] = {"approval_expires_s": policy.approval_expires_s}
+    if policy.four_eyes:
+        said["four_eyes"] = True
+    if not policy.principal_may_approve:
+        said["principal_may_approve"] = False
+    return said
 
 
 def _tool_part(place: str, value: JsonObject) -> Part:
@@ -307,10 +325,10 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
     settings: dict[str, Json] = source.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", *_REPEATS},
+        exclude={"python", "mcp", "builtin", "include", "code", "lifetime", "untrusted", "fields", *_REPEATS},
         by_alias=True,
     )
-    for name in ("secrets", "untrusted_fields"):
+    for name in ("secrets", "untrusted_fields", "output_private"):
         if not settings[name]:
             del settings[name]
     tier = spec.policy.tier(source)

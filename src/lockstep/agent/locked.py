@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, cast
 
+from lockstep.agent.budget_spec import Budget as Budget
+from lockstep.agent.budget_spec import budget_of
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
 from lockstep.agent.mcp_spec import WorkingFiles
@@ -57,6 +59,9 @@ class LockedTool:
     output_trust: str | None = None
     untrusted_fields: tuple[str, ...] = ()
     """JSON pointers, with `*` for every item, to what another party wrote in a trusted result."""
+    output_private: bool = False
+    fields: Mapping[str, tuple[str, ...]] | None = None
+    """Kind -> JSON pointers of the arguments that are of it; None when the agent declares nothing of this tool."""
     runtime: Mapping[str, Digest] = field(default_factory=dict)
     """Of an MCP server: the directories of packages it consists of, by name."""
     files: Mapping[str, WorkingFiles] = field(default_factory=dict)
@@ -83,6 +88,11 @@ class LockedTool:
         return declared and self.repeats.scope != "none"
 
     @property
+    def once_for_principal(self) -> bool:
+        """Whether that is in all sessions of a principal, so that others must be looked at."""
+        return self.once_only and self.repeats.scope == "principal"
+
+    @property
     def retries(self) -> int:
         """Attempts after the first that infrastructure may make at one call; none where a repeat does harm."""
         return 0 if self.effect is Effect.ONCE else self.repeats.retries
@@ -101,18 +111,6 @@ class LockedTool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What a run may use. `cost_usd` None is no limit; `wall_s` counts without waits for people."""
-
-    steps: int = 25
-    calls: int = 100
-    cost_usd: Decimal | None = None
-    wall_s: float = 900.0
-    malformed: int = 3
-    model_retries: int = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LockedAgent:
     """Everything a run needs to know of its agent."""
 
@@ -127,6 +125,13 @@ class LockedAgent:
     budget: Budget
     approval_expires_s: float
     window_runs: int
+    four_eyes: bool = False
+    principal_may_approve: bool = True
+
+    @property
+    def policy_digest(self) -> Digest:
+        """Of everything that policy says: what an approval is given under."""
+        return digest_json(dict(self.policies))
 
 
 def locked_agent(lock: Lock) -> LockedAgent:
@@ -148,7 +153,7 @@ def locked_agent(lock: Lock) -> LockedAgent:
 def _read(lock: Lock) -> LockedAgent:
     budget = dict(cast(Mapping[str, Any], lock.parts["tools"]["budget"].value))
     expires_s = float(budget.pop("approval_expires_s"))
-    cost = budget.pop("cost_usd", None)
+    four_eyes, principal_may = budget.pop("four_eyes", False), budget.pop("principal_may_approve", True)
     (prompt,) = lock.parts["prompt"].values()
     memory = cast(Mapping[str, Any], lock.parts["memory"]["schema"].value)
     return LockedAgent(
@@ -159,8 +164,10 @@ def _read(lock: Lock) -> LockedAgent:
         system=prompt.text or "",
         tools={name: _tool(name, value) for name, value in sorted(lock.tools().items())},
         policies=lock.policies(),
-        budget=Budget(**budget, cost_usd=None if cost is None else Decimal(cost)),
+        budget=budget_of(budget),
         approval_expires_s=expires_s,
+        four_eyes=bool(four_eyes),
+        principal_may_approve=bool(principal_may),
         window_runs=memory["window_runs"],
     )
 
@@ -195,6 +202,8 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         runtime=runtime,
         files={name: WorkingFiles.model_validate(files) for name, files in value.get("files", {}).items()},
         protocol=value.get("protocol", ""),
+        output_private=value.get("output_private", False),
+        fields={kind: tuple(each) for kind, each in value["fields"].items()} if "fields" in value else None,
     )
 
 

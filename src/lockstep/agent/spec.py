@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
-from lockstep.agent.builtins import Builtin
+from lockstep.agent.budget_spec import BudgetSection, Number, Whole
+from lockstep.agent.builtins import Builtin, Pack
+from lockstep.agent.check_spec import CheckSection
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
 from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.places import RelativePath, check_inside
@@ -23,15 +25,6 @@ MODEL_NAME_RULE = "a model is named `provider:model`, like openai:gpt-4o or scri
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 
 
-def _exact(number: int) -> int:
-    if abs(number) >= 2**53:
-        raise ValueError(f"is {number}: larger than a JSON number can be exact")
-    return number
-
-
-# Strict, because pydantic would read `true` and "10" as numbers; exact, because a digest is over RFC 8785 JSON.
-Whole = Annotated[int, Strict(), AfterValidator(_exact)]
-Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 
 
@@ -122,6 +115,23 @@ class SecretSection(_Section):
     """The only header it is sent in."""
 
 
+class FieldsSection(_Section):
+    """What some arguments are to a policy, by JSON pointer; each tool of an entry has those that it takes."""
+
+    destination: tuple[Pointer, ...] = ()
+    """Who or what a call sends to, reaches or acts on."""
+    credential: tuple[Pointer, ...] = ()
+    """What opens something: a password, a key."""
+    terms: tuple[Pointer, ...] = ()
+    """How much and when."""
+    content: tuple[Pointer, ...] = ()
+    """What is said there."""
+
+    @property
+    def declared(self) -> dict[str, tuple[Pointer, ...]]:
+        return {kind: pointers for kind, pointers in self if pointers}
+
+
 class ToolSource(_Section):
     """One `[[tools]]`: a Python module, an MCP server or a built-in, and how its tools may run."""
 
@@ -160,6 +170,9 @@ class ToolSource(_Section):
     """Whether results are as good as the operator's own words; absent, only those of tools in a closed world are."""
     untrusted_fields: tuple[Pointer, ...] = ()
     """What another party wrote inside a trusted result that is JSON; `*` is every item of an array."""
+    output_private: Flag = False
+    """Whether results are private data, which must not leave unnoticed."""
+    fields: FieldsSection = Field(default_factory=FieldsSection)
     egress: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretSection, ...] = ()
@@ -201,6 +214,8 @@ class ToolSource(_Section):
 
 class PolicySection(_Section):
     files: tuple[RelativePath, ...] = ()
+    packs: tuple[Pack, ...] = ()
+    """Policies that come with Lockstep, beside the agent's own."""
     isolation: Isolation = "gvisor"
     """The weakest tier for any tool; `process` only where it is accepted here."""
     untrusted: Isolation = "microvm"
@@ -208,6 +223,10 @@ class PolicySection(_Section):
     degrade: dict[Isolation, Literal["gvisor", "process", "emulated"]] = Field(default_factory=dict)
     """What may stand in for a tier that a machine does not have; written into every result."""
     approval_expires_s: Number = Field(default=86400, gt=0)
+    four_eyes: Flag = False
+    """Whether two people must approve whatever is asked about; `@approvers("2")` says so of one question."""
+    principal_may_approve: Flag = True
+    """Whether the one for whom a run acts may also approve its calls."""
 
     @field_validator("degrade")
     @classmethod
@@ -232,18 +251,6 @@ class MemorySection(_Section):
     """How many earlier runs of the session the prompt holds."""
 
 
-class BudgetSection(_Section):
-    steps: Whole = Field(default=25, ge=1)
-    calls: Whole = Field(default=100, ge=0)
-    cost_usd: Decimal | None = Field(default=None, ge=0)
-    wall_s: Number = Field(default=900, gt=0)
-    """Without the time spent waiting for people."""
-    malformed: Whole = Field(default=3, ge=0)
-    """Malformed replies in a row (unknown tool, invalid arguments) before the run stops."""
-    model_retries: Whole = Field(default=4, ge=0)
-    """Repeats of one request after a transient provider error."""
-
-
 class ScenariosSection(_Section):
     files: tuple[RelativePath, ...] = ()
 
@@ -259,6 +266,7 @@ class AgentSpec(_Section):
     memory: MemorySection = Field(default_factory=MemorySection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     scenarios: ScenariosSection = Field(default_factory=ScenariosSection)
+    check: CheckSection | None = None
 
     @field_validator("model")
     @classmethod

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from lockstep.agent.diff import diff as diff_locks
 from lockstep.agent.load import read_text
 from lockstep.agent.lock import Lock, from_text, read_lock, to_text
 from lockstep.agent.locked import locked_agent
-from lockstep.cli import scaffold
+from lockstep.cli import answering, scaffold
 from lockstep.cli.report import (
     BAD_INPUT,
     FINISHED,
@@ -22,23 +21,19 @@ from lockstep.cli.report import (
     as_json,
     exit_code,
     row_as_json,
-    unreadable_as_json,
-    waiting_as_json,
 )
 from lockstep.cli.saving import save_attachments
-from lockstep.cli.show import Live, print_changes, print_result, print_row, print_run, print_trace, unreadable_text
+from lockstep.cli.show import Live, print_changes, print_result, print_row, print_run, print_trace
 from lockstep.cli.stores import existing, find, looking, opened
-from lockstep.cli.terminal import console, count, is_interactive, one_line, plain, print_json, read_line, user
+from lockstep.cli.terminal import account, console, count, plain, print_json, user
 from lockstep.cli.tool_pins import approve_tools
 from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted
-from lockstep.journal.port import Journal
 from lockstep.journal.stops import require_running
-from lockstep.kernel.state import Phase, State, Status
-from lockstep.runtime.answers import answer_approval, settle
+from lockstep.kernel.state import State, Status
+from lockstep.runtime.answers import Answer, settle
 from lockstep.runtime.answers import cancel as cancel_run
-from lockstep.runtime.driver import Driver
-from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished, verify_run, waiting
+from lockstep.runtime.reading import read_row, read_run, read_state, verify_run
 from lockstep.runtime.recording import recording_of
 from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import locking, models, running, stores
@@ -111,7 +106,14 @@ async def run(asked: RunRequest) -> int:
             await running.start_ahead(tools, agent)
             prepared = running.with_address(prepared, model)
             driver = running.open_driver(
-                prepared.lock, directory=asked.agent, journal=journal, tools=tools, code=code, watcher=live, model=model
+                prepared.lock,
+                directory=asked.agent,
+                journal=journal,
+                tools=tools,
+                code=code,
+                standing=where.standing(),
+                watcher=live,
+                model=model,
             )
             started = RunStarted(
                 agent=prepared.lock.agent,
@@ -130,7 +132,7 @@ async def run(asked: RunRequest) -> int:
             if live is not None:
                 out.print(f"[dim]run {new}, session {plain(started.session)}[/]")
             state = await driver.advance(new)
-            state = await _ask_in_terminal(out, driver, journal, state, asked.json)
+            state = await answering.ask_in_terminal(out, driver, journal, state, asked.json)
             return _report(out, state, asked.json, live)
 
 
@@ -139,7 +141,7 @@ async def runs(store: Path | None, session: str | None, limit: int, json: bool) 
         rows = [(row, await read_row(journal, row)) for row in await journal.runs(session=session, limit=limit)]
     if json:
         listed = [row_as_json(row, state) for row, state in rows if isinstance(state, State)]
-        print_json({"runs": listed, "unreadable": _unreadable_as_json(state for _, state in rows)})
+        print_json({"runs": listed, "unreadable": answering.unreadable(state for _, state in rows)})
         return FINISHED
     out = console()
     for row, state in rows:
@@ -174,42 +176,13 @@ async def trace(store: Path | None, name: str) -> int:
     return FINISHED
 
 
-async def approvals(store: Path | None, json: bool) -> int:
-    async with looking(store) as journal:
-        open_runs = await unfinished(journal)
-    items = waiting(open_runs)
-    if json:
-        listed = [waiting_as_json(item) for item in items]
-        print_json({"waiting": listed, "unreadable": _unreadable_as_json(open_runs)})
-        return FINISHED
-    out = console()
-    for item in items:
-        call, state = item.call, item.state
-        what = call.approval if call.phase is Phase.WAITING else "in doubt"
-        asked = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
-        out.print(f"[yellow]{what}[/] run {state.run} for {plain(state.principal)}: {asked}")
-        out.print(f"    {plain(call.question or call.why_doubted)}")
-    broken = [run for run in open_runs if isinstance(run, Unreadable)]
-    for run in broken:
-        out.print(f"[red]unreadable[/] run {run.row.run} for {plain(run.row.principal)}: {unreadable_text(run)}")
-    if not items:
-        out.print("nothing waits for a person" if not broken else "nothing else waits for a person")
-    return FINISHED
-
-
-def _unreadable_as_json(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
-    return [unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
-
-
-async def answer(store: Path | None, approval: str, *, given: bool, by: str, because: str, resume: bool) -> int:
-    async with opened(existing(store)) as journal:
-        state = await answer_approval(journal, approval, given=given, by=by or user(), because=because)
-    word = "approved" if given else "refused"
-    if resume:
-        console().print(f"{word} {approval}")
-        return await _resume(store, state.run, by=by, json=False)
-    console().print(f"{word} {approval}; `lockstep resume {state.run}` drives the run on")
-    return FINISHED
+async def answer(
+    store: Path | None, approval: str, *, given: bool, by: str, because: str, digest: str, resume: bool
+) -> int:
+    who = by.strip() or user()
+    said = Answer(given=given, by=who, because=because, login=account(), digest=digest)
+    run, goes_on = await answering.answer(store, approval, said)
+    return await _resume(store, run, by=by, json=False) if resume and goes_on else FINISHED
 
 
 async def resume(store: Path | None, name: str, *, happened: bool | None, result: str, by: str, json: bool) -> int:
@@ -315,30 +288,13 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
                 journal=journal,
                 tools=tools,
                 code=code,
+                standing=where.standing(),
                 watcher=live,
                 model=model,
             )
             state = await driver.resume(run_id, by=by or user())
-            state = await _ask_in_terminal(out, driver, journal, state, json)
+            state = await answering.ask_in_terminal(out, driver, journal, state, json)
             return _report(out, state, json, live)
-
-
-async def _ask_in_terminal(out: Console, driver: Driver, journal: Journal, state: State, json: bool) -> State:
-    """Ask the person at the terminal about each approval; without a terminal the run stays suspended."""
-    while state.status is Status.SUSPENDED and not json and is_interactive():
-        call = next((c for c in state.calls if c.phase is Phase.WAITING), None)
-        if call is None:
-            break
-        out.print(f"\n[yellow]{plain(call.question or 'Run this call?')}[/]")
-        out.print(f"  [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
-        said = (await read_line(out, "  approve? \\[y]es, \\[n]o, anything else leaves it waiting: ") or "").lower()
-        if said not in ("y", "yes", "n", "no"):
-            break
-        given = said.startswith("y")
-        because = "" if given else await read_line(out, "  because: ") or ""
-        await answer_approval(journal, call.approval, given=given, by=user(), because=because)
-        state = await driver.resume(state.run, by=user())
-    return state
 
 
 def _report(out: Console, state: State, json: bool, live: Live | None) -> int:

@@ -184,6 +184,7 @@ def _approval(action: Action) -> str:
         return f"asked at {_when(asked.asked_at_ms)}, not answered; {shown}"
     because = f" because {plain(asked.because)}" if asked.because else ""
     word = "approved" if asked.answer == "given" else "refused"
+    word += f" beforehand ({asked.standing})" if asked.standing else ""
     return f"{word} by {plain(asked.by)} at {_when(asked.answered_at_ms)}{because}; {shown}"
 
 

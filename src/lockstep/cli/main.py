@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from lockstep.cli import oversight, tooling
+from lockstep.cli import approving, oversight, tooling
 from lockstep.cli.ending import finish, say
 from lockstep.cli.options import AgentDir, ByOption, JsonOption, RunArg, StoreOption
 
@@ -127,41 +127,6 @@ def trace(run: RunArg = "last", store: StoreOption = None) -> None:
 
 
 @app.command()
-def approvals(store: StoreOption = None, json: JsonOption = False) -> None:
-    """List what waits for a person."""
-    from lockstep.cli import commands
-
-    finish(commands.approvals(store, json), json=json)
-
-
-@app.command()
-def approve(
-    approval: Annotated[str, typer.Argument(metavar="ID")],
-    by: ByOption = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Drive the run on at once.")] = False,
-    store: StoreOption = None,
-) -> None:
-    """Approve exactly the call that was shown."""
-    from lockstep.cli import commands
-
-    finish(commands.answer(store, approval, given=True, by=by, because="", resume=resume))
-
-
-@app.command()
-def refuse(
-    approval: Annotated[str, typer.Argument(metavar="ID")],
-    because: Annotated[str, typer.Option(help="Told to the model.")] = "",
-    by: ByOption = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Drive the run on at once.")] = False,
-    store: StoreOption = None,
-) -> None:
-    """Refuse a call that waits for approval."""
-    from lockstep.cli import commands
-
-    finish(commands.answer(store, approval, given=False, by=by, because=because, resume=resume))
-
-
-@app.command()
 def resume(
     run: RunArg = "last",
     happened: Annotated[
@@ -244,6 +209,7 @@ def setup(
 
 
 oversight.add_to(app)
+approving.add_to(app)
 tooling.add_to(app)
 
 

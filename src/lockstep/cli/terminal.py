@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 import os
+import pwd
 import re
 import signal
 import sys
@@ -96,6 +97,14 @@ def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
+
+def account() -> str:
+    """The account this process runs under, whatever the environment says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return f"uid-{os.getuid()}"
 
 

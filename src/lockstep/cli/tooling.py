@@ -59,3 +59,18 @@ def approve(
     if not names and not every:
         raise typer.BadParameter("name the tools, or say --all")
     finish(tool_pins.approve(agent, store, None if every else names or ()))
+
+
+@tools.command()
+def check(
+    agent: AgentDir,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Also call each tool, in the scratch world that [check] starts.")
+    ] = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say where tools are not what they are declared to be, and what to do; exit code 2 if something is an error."""
+    from lockstep.cli import tool_check
+
+    finish(tool_check.check(agent, store, scratch=scratch, json=json), json=json)

@@ -83,10 +83,18 @@ _PROVENANCE = Record(
         "read_untrusted": Attribute(Scalar.BOOLEAN),
     }
 )
+_GUIDANCE = Record(
+    {
+        **{name: Attribute(SetOf(Scalar.STRING)) for name in ("stray", "stray_addresses", "private")},
+        **{name: Attribute(Scalar.BOOLEAN) for name in ("guided", "read_orders")},
+    }
+)
+FIELD_KINDS = ("destination", "credential", "terms", "content")
+_FIELDS = Record({kind: Attribute(SetOf(Scalar.STRING)) for kind in FIELD_KINDS})
 
 
 def context_type(arguments: Record) -> Record:
-    """The `context` of a request: the arguments, the effect class, the session, the run so far, and where from."""
+    """The `context` of a request: the arguments, what they are and where from, the effect class, session and run."""
     run = {
         "steps": Attribute(Scalar.LONG),
         "calls": Attribute(Scalar.LONG),
@@ -99,6 +107,8 @@ def context_type(arguments: Record) -> Record:
             "session": Attribute(Scalar.STRING),
             "run": Attribute(Record(run)),
             "provenance": Attribute(_PROVENANCE),
+            "guidance": Attribute(_GUIDANCE),
+            "fields": Attribute(_FIELDS),
         }
     )
 

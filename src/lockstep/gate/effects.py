@@ -15,9 +15,11 @@ from lockstep.agent.effect_spec import ProbeSection, ReleaseRule, look_up
 from lockstep.agent.locked import LockedTool
 from lockstep.agent.pointers import Missing, select
 from lockstep.gate.arguments import Arguments, Malformed, read
-from lockstep.kernel.state import CallState, Receipt, State
+from lockstep.kernel.state import CallState, Emitted, Receipt, State
 from lockstep.values import Digest, Effect, Json, JsonObject, canonical, digest_json, sha256
 
+READ_STANDS_S = 60.0
+"""For how long a read that is emitted again gets the result of the first: others may change what it reads."""
 AGAIN = "again"
 """The argument by which a model asks for a deliberate repeat, where the tool's entry allows it."""
 
@@ -72,33 +74,45 @@ def digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:
 
 
 def standing(state: State, key: str) -> Repeat | None:
-    """The receipt that stands against another call of this key."""
+    """The receipt that stands against another call of this key.
+
+    Within one reply the same call is made once, whatever stands between the two: a model that asks for something, for
+    its opposite and for the first again has seen no result of either.
+    """
+    for call in state.calls:
+        if call.dedupe_key == key and call.outcome == "ok" and not call.duplicate_of and not call.again:
+            return Repeat(f"{state.run}/{call.id}", call.text)
     receipt = state.receipts.get(key)
-    if receipt is None or not _stands(receipt, state.last_at_ms):
+    if receipt is None or not receipt.stands(state.last_at_ms):
         return None
     return Repeat(receipt.where, receipt.text, receipt.in_doubt)
 
 
-def _stands(receipt: Receipt, now_ms: int) -> bool:
-    return receipt.in_doubt or receipt.until_ms is None or now_ms < receipt.until_ms
+def told(tool: str, done: Repeat | Receipt) -> str:
+    """What the model is told of a call that is not run, because the same one was made or is in doubt."""
+    if done.in_doubt:
+        return f"Not run: nobody knows yet whether the same {tool} of before happened. Do not ask for it again."
+    return f"{done.text}\n\n[This call was already made ({done.where}); it was not run again. This is its result.]"
 
 
 def emitted_before(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Repeat | None:
-    """A call of an earlier step that an adapter emitted again: the provider's id, the tool and the arguments agree.
+    """A call of an earlier reply that an adapter emitted again: the provider's id, the tool and the arguments agree.
 
-    Models reuse ids for other calls, so an id alone says nothing, least of all within one reply; and a read is made
-    again once the run has changed something, because its answer may be another.
+    Models reuse ids for other calls, so an id alone says nothing, least of all within one reply. A read is made again
+    once the session has changed something, and after a while anyway: its answer may be another.
     """
     if not call.provider_id:
         return None
-    for earlier in state.settled:
-        if (earlier.provider_id, earlier.name, earlier.outcome) != (call.provider_id, call.name, "ok"):
+    for earlier in state.emitted.get(call.provider_id, ()):
+        if earlier.name != call.name or (tool.effect is Effect.READ and not _still_read(state, call, earlier)):
             continue
-        if earlier.duplicate_of or (tool.effect is Effect.READ and earlier.effects_seen != state.effects):
-            continue
-        if _same(earlier.arguments, arguments):
-            return Repeat(f"{state.run}/{earlier.id}", earlier.text)
+        if earlier.arguments == call.arguments or _same(earlier.arguments, arguments):
+            return Repeat(earlier.where, earlier.text)
     return None
+
+
+def _still_read(state: State, call: CallState, earlier: Emitted) -> bool:
+    return earlier.effects_seen == state.effects and call.asked_at_ms - earlier.asked_at_ms < READ_STANDS_S * 1000
 
 
 def _same(text: str, arguments: Arguments) -> bool:

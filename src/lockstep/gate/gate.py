@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.agent.pointers import Missing
 from lockstep.errors import PermitError
+from lockstep.gate.approvals import Terms, bound_digest, require_bound
 from lockstep.gate.arguments import ArgumentChecker, Arguments, Malformed, read
 from lockstep.gate.effects import (
     Repeat,
@@ -24,15 +25,18 @@ from lockstep.gate.effects import (
     probe_arguments,
     split_again,
     standing,
+    told,
 )
+from lockstep.gate.fields import fields_of, present
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
 from lockstep.gate.sources import Provenance, Tracing
-from lockstep.journal.events import CallJudged
+from lockstep.journal.events import ApprovalAsked, CallJudged
 from lockstep.journal.port import Stops
 from lockstep.journal.stops import require_running
 from lockstep.kernel.state import CallState, Phase, State
-from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, now_ms
+from lockstep.kernel.usage import fee_too_high, tool_used_up
+from lockstep.values import Digest, Effect, JsonObject, canonical, digest_json, new_token, now_ms
 
 PERMIT_TTL_MS = 60_000
 """A permit is for now: long enough for a queue, too short to be kept."""
@@ -63,6 +67,7 @@ class Gate:
         self._arguments = ArgumentChecker({name: tool.input_schema for name, tool in agent.tools.items()})
         self._mint = PermitMint()
         self._tracing = Tracing(agent)
+        self._fields = {name: fields_of(tool) for name, tool in agent.tools.items()}
 
     def judge(self, state: State, call: CallState) -> CallJudged:
         """The verdict on a call the model asked for; every reason is in it."""
@@ -97,8 +102,8 @@ class Gate:
             return _repeated(call, tool, digest, key, done)
         if done is None and (emitted := emitted_before(state, call, tool, arguments)):
             return _repeated(call, tool, digest, "", emitted)
-        if (over := self._over_budget(state, tool)) is not None:
-            return _denied(call, tool, digest, "budget", (over,))
+        if (over := self._over_budget(state, call, tool, digest)) is not None:
+            return over
         judged = self._by_policy(state, call, tool, arguments, digest, provenance)
         if judged.verdict == "deny":
             return judged
@@ -108,8 +113,29 @@ class Gate:
             dedupe_key=key,
             dedupe_until_ms=state.last_at_ms + int(window_s * 1000) if key and window_s is not None else None,
             frees=frees(self.agent.tools, tool, arguments.value),
+            own_key=done is None and key in state.receipts,
         )
-        return _repeat_on_purpose(judged, tool, done) if done else judged
+        return _repeat_on_purpose(judged, tool, done, self._approvers(judged.approvers)) if done else judged
+
+    def ask(self, state: State, call: CallState, now_ms: int) -> ApprovalAsked:
+        """The question to people about a call that was judged so; it is bound to all that the answer is good for."""
+        assert call.digest is not None
+        asked = replace(
+            call,
+            approval=new_token("a"),
+            approval_expires_ms=now_ms + int(self.agent.approval_expires_s * 1000),
+            principal_may_approve=self.agent.principal_may_approve,
+        )
+        return ApprovalAsked(
+            call=call.id,
+            approval=asked.approval,
+            digest=call.digest,
+            question=call.question or f"Run {call.name}?",
+            expires_at_ms=asked.approval_expires_ms,
+            bound=bound_digest(state, asked, Terms.of(self.agent)),
+            approvers=call.approvers,
+            principal_may_approve=asked.principal_may_approve,
+        )
 
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
@@ -121,6 +147,7 @@ class Gate:
         """
         if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
+        require_bound(state, call, Terms.of(self.agent))
         tool = self.agent.tools[call.name]
         arguments, _ = split_again(tool, read(call.arguments))
         digest = _call_digest(state, call, tool, arguments)
@@ -175,16 +202,23 @@ class Gate:
         return freed_by(tool, read(call.arguments).value, text) if tool.repeats.released_by else ()
 
     def _key(self, state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
-        """The idempotency key. A deliberate repeat has one of its own, or the service would answer with the first."""
-        key = Digest(call.dedupe_key) if call.dedupe_key else effect_key(state, self.agent.name, tool, arguments)
-        return digest_json({"again": f"{state.run}/{call.id}", "key": key}) if call.again else key
+        """The idempotency key: of every attempt at this call, and of another try where this one comes to nothing.
 
-    def _over_budget(self, state: State, tool: LockedTool) -> str | None:
-        limit, spent = self.agent.budget.cost_usd, state.totals.cost_usd
-        if limit is None or not tool.fee_usd:
-            return None
-        if spent is None or spent + tool.fee_usd > limit:
-            return f"the fee of {tool.name} (${tool.fee_usd:f}) would exceed budget.cost_usd (${limit:f})"
+        What is to be carried out although the same was before has one of its own, or the service would answer with
+        the first: a deliberate repeat, the same call after its receipt has ended, a tool without deduplication.
+        """
+        key = call.dedupe_key or effect_key(state, self.agent.name, tool, arguments)
+        if call.again or call.own_key or not call.dedupe_key:
+            return digest_json({"again": f"{state.run}/{call.id}", "key": key})
+        return Digest(key)
+
+    def _over_budget(self, state: State, call: CallState, tool: LockedTool, digest: Digest) -> CallJudged | None:
+        budget, others, used = self.agent.budget, state.others, state.used(state.last_at_ms)
+        if (why := tool_used_up(tool.name, used.by_tool.get(tool.name, 0), others, budget)) is not None:
+            note = f"Not run: {why}, and that is used up. Do not ask for it again."
+            return replace(_denied(call, tool, digest, "budget", (why,)), note=note)
+        if (why := fee_too_high(tool.name, tool.fee_usd, used, others, budget)) is not None:
+            return _denied(call, tool, digest, "budget", (why,))
         return None
 
     def _by_policy(
@@ -208,7 +242,9 @@ class Gate:
                 steps=state.totals.steps,
                 calls=state.totals.calls,
                 cost_usd=state.totals.cost_usd,
+                fields=present(self._fields[tool.name], arguments.value),
                 provenance=provenance.context,
+                guidance=lambda: self._tracing.pointing(state).guidance(arguments.value, provenance.origins),
             )
         )
         if decision.verdict == "deny":
@@ -221,7 +257,11 @@ class Gate:
             policies=decision.policies,
             reasons=decision.reasons if decision.verdict == "ask" else (),
             question=decision.question,
+            approvers=self._approvers(decision.approvers) if decision.verdict == "ask" else 1,
         )
+
+    def _approvers(self, asked: int) -> int:
+        return max(asked, 2 if self.agent.four_eyes else 1)
 
 
 def _call_digest(state: State, call: CallState, tool: LockedTool, arguments: Arguments) -> Digest:
@@ -260,28 +300,27 @@ def _denied(
 def _repeated(call: CallState, tool: LockedTool, digest: Digest, key: str, done: Repeat) -> CallJudged:
     if done.in_doubt:
         reason = f"the same call is in doubt at {done.where}: settle that first"
-        note = f"Not run: nobody knows yet whether the same {tool.name} of before happened. Do not ask for it again."
-        return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=note)
-    note = f"{done.text}\n\n[This call was already made ({done.where}); it was not run again. This is its result.]"
+        return replace(_denied(call, tool, digest, "in_doubt", (reason,)), note=told(tool.name, done))
     return CallJudged(
         call=call.id,
         verdict="allow",
         digest=digest,
         effect=tool.effect.value,
         reasons=(f"already done at {done.where}",),
-        note=note,
+        note=told(tool.name, done),
         dedupe_key=key,
         duplicate_of=done.where,
     )
 
 
-def _repeat_on_purpose(judged: CallJudged, tool: LockedTool, done: Repeat) -> CallJudged:
+def _repeat_on_purpose(judged: CallJudged, tool: LockedTool, done: Repeat, approvers: int) -> CallJudged:
     """A person is asked before a call is made a second time, whatever policy says of the first."""
     question = f"Run {tool.name} once more? The same call was already made ({done.where})."
     return replace(
         judged,
         verdict="ask",
         again=True,
+        approvers=approvers,
         question="\n".join(filter(None, (question, judged.question))),
         reasons=(*judged.reasons, f"a deliberate repeat of {done.where}"),
     )

@@ -18,6 +18,9 @@ _URL = r"[a-z][a-z0-9+.-]{1,15}://[^\s\"'<>`(){}\[\]|\\^,;]*[\w=&#%-]"
 _AMOUNT = r"(?:(?<![\w.)])-)?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w.])%?"
 _WORD = r"(?:(?<![\w.)])-(?=\d))?[^\W_]+(?:(?:[-_.@/+&%#~']|(?<=\d):(?=\d)){1,3}[^\W_]+)*(?:(?<=\d)%)?"
 _CHUNK = re.compile(rf"{_URL}|{_AMOUNT}|{_WORD}")
+_WEB = re.compile(r"https?://")
+_FORGOTTEN_SPACE = re.compile(r"(\.[a-z]{2,6})\.(?=[A-Z][a-z]*\s)")
+"""After an address that ends a sentence: `www.example.org.They`."""
 PIECE = re.compile(r"[^\W_]+")
 _DIGIT = re.compile(r"\d")
 _LOOSE = re.compile(r"[^\W_]+(?:[-_' ]+[^\W_]+)*")
@@ -62,6 +65,7 @@ _MAX_FACT = 64
 
 def fold_text(text: str) -> str:
     """Without case, and with one writing for each letter, dash, quote and space."""
+    text = _FORGOTTEN_SPACE.sub(r"\1. ", text)
     if text.isascii():
         return text.lower()
     return _BEYOND_ASCII.sub(_compatible, text).translate(_VARIANTS).casefold()
@@ -72,14 +76,14 @@ def _compatible(run: re.Match[str]) -> str:
 
 
 def chunks_of(folded: str) -> list[str]:
-    """The chunks of a folded text in order; a line break is one as well."""
+    """The chunks of a folded text in order; a line break is one as well. A web address is without its scheme."""
     chunks: list[str] = []
     for line in folded.split("\n"):
         for word in line.split():
             if word.isalnum():
                 chunks.append(word)
             else:
-                chunks.extend(_chunks_in(word) if len(word) <= _MAX_FACT else _CHUNK.findall(word))
+                chunks.extend(_chunks_in(word) if len(word) <= _MAX_FACT else _chunks_anew(word))
         chunks.append("\n")
     chunks.pop()
     return chunks
@@ -98,7 +102,11 @@ def pieces_of(words: Iterable[str]) -> frozenset[str]:
 
 @lru_cache(maxsize=8192)
 def _chunks_in(word: str) -> list[str]:
-    return _CHUNK.findall(word)
+    return _chunks_anew(word)
+
+
+def _chunks_anew(word: str) -> list[str]:
+    return [_WEB.sub("", chunk) for chunk in _CHUNK.findall(word)]
 
 
 def is_loose(folded: str) -> bool:

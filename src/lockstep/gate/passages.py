@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts, pieces_of
+from lockstep.gate.speech import gives_orders, orders_in
 from lockstep.values import Json
 
 MAX_CHARACTERS = 1 << 18
@@ -25,6 +26,7 @@ MAX_HITS = 8
 _SHORT = 4
 _IDENTIFIER = 8
 _MAX_FACTUAL = 64
+_HOST = re.compile(r"[a-z0-9]\.[a-z]{2,}")
 _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 
@@ -70,8 +72,8 @@ def with_any_year(readings: Sequence[str]) -> list[str]:
 def _identifier(form: str, pieces: Sequence[str]) -> str:
     """The letters and digits of what may be written in groups, such as an account number; else empty."""
     squashed = "".join(pieces)
-    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form:
-        return ""
+    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form or _HOST.search(form):
+        return ""  # of an address no mark may be left out
     return squashed if any(character.isdigit() for character in squashed) else ""
 
 
@@ -116,6 +118,38 @@ class Passages:
             found = (place for place, each in enumerate(self.pointers) if not self._is_json or _below(each, wanted))
             known = self._marked[pointers] = frozenset(found)
         return known
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Every passage as it is written."""
+        return self._raws
+
+    def at(self, pointer: str) -> list[str]:
+        """The passages at a pointer: a scalar, and the name it stands under where that was not seen before."""
+        return self._by_pointer.get(pointer, [])
+
+    def fields_with(self, value: str | int | float) -> list[str]:
+        """Where exactly this stands as a field of its own."""
+        raw = value if isinstance(value, str) else number_fact(value).removeprefix("n:")
+        return self._by_text.get(raw, [])
+
+    @cached_property
+    def _by_pointer(self) -> Mapping[str, list[str]]:
+        return _grouped(zip(self.pointers, self._raws, strict=True))
+
+    @cached_property
+    def _by_text(self) -> Mapping[str, list[str]]:
+        return _grouped(zip(self._raws, self.pointers, strict=True))
+
+    @cached_property
+    def orders(self) -> str:
+        """The sentences in it that tell a reader what to do, a line each."""
+        return "\n".join(filter(None, map(orders_in, self._raws)))
+
+    @cached_property
+    def gives_orders(self) -> bool:
+        """Whether any passage tells its reader what to do."""
+        return any(map(gives_orders, self._raws))
 
     def find(self, needle: Needle, limit: int = MAX_HITS) -> list[Hit]:
         """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
@@ -181,6 +215,13 @@ class Passages:
     @cached_property
     def _squashed(self) -> str:
         return self._text.translate(_SQUASH)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 _LOOSE_TOKEN = re.compile(r"\n|[^\W_]+")
@@ -262,6 +303,16 @@ class _Reader:
 def _plain(number: int | float) -> str:
     fact = number_fact(number) if number - number == 0 else "n:"
     return fact.removeprefix("n:")
+
+
+def pointer_and_above(pointer: str) -> Iterator[str]:
+    """A pointer and everything that it lies in; with `*` for its places in arrays, likewise."""
+    steps = pointer.split("/")[1:]
+    starred = ["*" if step.isdecimal() else step for step in steps]
+    for length in range(len(steps), 0, -1):
+        yield "/" + "/".join(steps[:length])
+        if steps[:length] != starred[:length]:
+            yield "/" + "/".join(starred[:length])
 
 
 def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from lockstep.gate.cedar_schema import Record, argument_types, cedar_schema, context_type
+from lockstep.gate.cedar_schema import FIELD_KINDS, Record, argument_types, cedar_schema, context_type
 from lockstep.gate.cedar_values import Unmappable, cost_to_decimal, prune, to_cedar
 from lockstep.gate.policy_check import Findings
 from lockstep.gate.policy_text import Policy, is_unicode, read_policies
@@ -38,8 +38,12 @@ class PolicyRequest:
     calls: int
     cost_usd: Decimal | None
     """None is unknown: the attribute `context.run.cost_usd` is then absent."""
+    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Kind -> JSON pointers of this call's arguments that are of it: `context.fields`."""
     provenance: Callable[[], JsonObject] | None = None
     """Gives `context.provenance`, and is called only where a policy reads of it; without it such a policy denies."""
+    guidance: Callable[[], JsonObject] | None = None
+    """Gives `context.guidance`, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +54,8 @@ class PolicyDecision:
     policies: tuple[str, ...]
     reasons: tuple[str, ...]
     question: str = ""
+    approvers: int = 1
+    """How many people must approve, where the verdict is to ask."""
 
 
 class Policies:
@@ -128,10 +134,13 @@ class Policies:
             "effect": request.effect,
             "session": request.session,
             "run": run,
+            "fields": {kind: list(request.fields.get(kind, ())) for kind in FIELD_KINDS},
         }
         declared = self._context_type(request.tool, request.input_schema)
         if request.provenance is not None and "provenance" in declared.attributes:
             context["provenance"] = request.provenance()
+        if request.guidance is not None and "guidance" in declared.attributes:
+            context["guidance"] = request.guidance()
         return {
             "principal": {"type": "User", "id": request.principal},
             "action": {"type": "Action", "id": request.tool},
@@ -173,6 +182,7 @@ def _decision(verdict: Literal["allow", "deny", "ask"], policies: Sequence[Polic
         policies=_names(policies),
         reasons=tuple(f"{policy.place}: {does}." for policy in policies),
         question="\n".join(questions),
+        approvers=max((policy.approvers for policy in policies), default=1),
     )
 
 

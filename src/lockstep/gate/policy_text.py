@@ -21,6 +21,7 @@ _MAX_NESTING = 50  # cedarpy 4.12 overflows the stack of the process at some hun
 _MAX_OPERATORS = 200
 _MAX_DOTS = 1000
 _CHAINING = frozenset({"&&", "||", "+", "-", "*", "if"})
+_APPROVERS = frozenset("123456789")
 _TOKEN = re.compile(r'(?:\s|//[^\n\r]*)+|("(?:\\.|[^"\\])*"|\w+|::|&&|\|\||[=!<>]=|.)', re.DOTALL)
 
 
@@ -33,6 +34,8 @@ class Policy:
     line: int
     effect: Literal["permit", "forbid"]
     question: str | None
+    approvers: int
+    """How many people must approve what it asks about."""
     text: str = field(repr=False)
     reads: frozenset[Path] = field(repr=False)
     tools: frozenset[str] | None = field(repr=False)
@@ -130,10 +133,26 @@ def _read_policy(piece: _Piece) -> Policy:
         line=line,
         effect=policy["effect"],
         question=(notes["ask"] or f"Policy `{name}` wants a person to decide.") if "ask" in notes else None,
+        approvers=_approvers(start, notes),
         text=piece.text,
         reads=paths_read(policy["conditions"]),
         tools=_tools_in_scope(policy["action"]),
     )
+
+
+def _approvers(where: str, notes: Mapping[str, Any]) -> int:
+    if "approvers" not in notes:
+        return 1
+    if "ask" not in notes:
+        raise ConfigError(
+            f"{where}: `@approvers` has no meaning without `@ask`.", remedy="It says how many people are asked."
+        )
+    said = notes["approvers"] or ""
+    if said not in _APPROVERS:
+        raise ConfigError(
+            f"{where}: `@approvers` is {said!r}.", remedy='Write a number from 1 to 9: `@approvers("2")`.'
+        )
+    return int(said)
 
 
 def _refuse_deep(piece: _Piece) -> None:

@@ -122,7 +122,9 @@ def trace_prepared(arguments: JsonObject, sources: Prepared, known: Known) -> tu
 
 
 @dataclass(frozen=True, slots=True)
-class _Searchable:
+class Searchable:
+    """A source with the means to search it."""
+
     source: Source
     call: str
     passages: Passages
@@ -133,11 +135,16 @@ class _Searchable:
     """The passages that another party wrote."""
 
     @classmethod
-    def of(cls, source: Source, passages: Passages) -> _Searchable:
+    def of(cls, source: Source, passages: Passages) -> Searchable:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
         rank = RANK[source.trust]
         ceiling = RANK["trusted"] if source.kind == "argument" else rank
         return cls(source, source.call, passages, rank, ceiling, foreign)
+
+    def rank_at(self, pointer: str) -> int:
+        """How far the passages at a pointer are trusted."""
+        foreign = any(self.passages.pointers[passage] == pointer for passage in self.foreign)
+        return min(self.rank, RANK["untrusted"]) if foreign else self.rank
 
     def ref(self, passage: int) -> str:
         pointer = self.passages.pointers[passage]
@@ -150,12 +157,12 @@ class Prepared:
     __slots__ = ("_by_mark", "prepared")
 
     def __init__(self) -> None:
-        self.prepared: list[_Searchable] = []
+        self.prepared: list[Searchable] = []
         self._by_mark: dict[str, list[int]] = {}
 
     def add(self, source: Source, passages: Passages) -> bool:
         """Add the next source; says whether anything in it is untrusted."""
-        made = _Searchable.of(source, passages)
+        made = Searchable.of(source, passages)
         for mark in passages.marks:
             self._by_mark.setdefault(mark, []).append(len(self.prepared))
         self.prepared.append(made)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from lockstep.agent.locked import LockedAgent
-from lockstep.gate.passages import Passages
+from lockstep.gate.passages import Passages, pointer_and_above
+from lockstep.gate.pointing import Pointing
 from lockstep.gate.provenance import RANK, Known, Prepared, Source, known_of, trace_prepared
 from lockstep.journal.events import Origin
 from lockstep.kernel.state import State
@@ -50,7 +51,7 @@ class Provenance:
         ungrounded: set[str] = set()
         for origin in self.origins:
             rank = RANK[origin.trust]
-            for pointer in _and_above(origin.pointer):
+            for pointer in pointer_and_above(origin.pointer):
                 lowest[pointer] = min(rank, lowest.get(pointer, rank))
                 if rank == RANK["untrusted"]:
                     untrusted.add(pointer)
@@ -88,6 +89,7 @@ class Tracing:
 
     def __init__(self, agent: LockedAgent) -> None:
         self._agent = agent
+        self._private = frozenset(name for name, tool in agent.tools.items() if tool.output_private)
         self._known: dict[str, Known] = {}
         self._runs: OrderedDict[RunId, _Shown] = OrderedDict()
         self._texts: OrderedDict[str, Passages] = OrderedDict()
@@ -101,6 +103,10 @@ class Tracing:
             known = self._known[tool] = known_of(self._agent.tools[tool].definition)
         origins = trace_prepared(arguments, shown.prepared, known)
         return Provenance(origins=origins, read_untrusted=shown.read_untrusted)
+
+    def pointing(self, state: State) -> Pointing:
+        """What the user's words lead to in what the model was shown."""
+        return Pointing(self._shown(state).prepared, self._private, self._passages)
 
     def _shown(self, state: State) -> _Shown:
         """What the model was shown before its newest calls. A run only grows, so the rest of it is prepared once."""
@@ -162,16 +168,6 @@ class Tracing:
             dropped, _ = self._texts.popitem(last=False)
             self._characters -= len(dropped) + 1
         return made
-
-
-def _and_above(pointer: str) -> Iterator[str]:
-    """A pointer and everything that it lies in; with `*` for its places in arrays, likewise."""
-    steps = pointer.split("/")[1:]
-    starred = ["*" if step.isdecimal() else step for step in steps]
-    for length in range(len(steps), 0, -1):
-        yield "/" + "/".join(steps[:length])
-        if steps[:length] != starred[:length]:
-            yield "/" + "/".join(starred[:length])
 
 
 def _short(origin: Origin) -> Origin:

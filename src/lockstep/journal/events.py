@@ -141,10 +141,15 @@ class CallJudged:
     """Terms of earlier receipts that this call ends when it succeeds (`released_by`)."""
     again: bool = False
     """A deliberate repeat of a call that was made."""
+    own_key: bool = False
+    """The same call was made before and its receipt has ended: under that call's idempotency key a service would answer
+    with its result."""
     origins: tuple[Origin, ...] = ()
     """Of each argument, in order; none for an invalid call."""
     origins_left_out: int = 0
     """How many more there were. What is kept then is what is trusted least."""
+    approvers: int = 1
+    """With the verdict `ask`: how many people must approve."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,16 +163,28 @@ class ApprovalAsked:
     digest: Digest
     question: str
     expires_at_ms: int
+    bound: Digest | None = None
+    """Over all that an approval is good for: this call, its principal, lock and policies, this approval, its terms."""
+    approvers: int = 1
+    principal_may_approve: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApprovalGiven:
+    """One person's yes. Where several must approve, each says so in an event of their own."""
+
     TYPE: ClassVar[str] = "approval.given"
 
     call: str
     approval: str
     digest: Digest
     by: str
+    bound: Digest | None = None
+    because: str = ""
+    login: str = ""
+    """The account of the machine under which it was said; `by` is what was claimed."""
+    standing: str = ""
+    """The standing approval that answered, in the name of whoever gave it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +196,8 @@ class ApprovalRefused:
     digest: Digest
     by: str
     because: str = ""
+    bound: Digest | None = None
+    login: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +256,8 @@ class EffectRetried:
     outcome: str
     why: str
     delay_ms: int
+    unknown: bool = False
+    """It may have been carried out all the same."""
     detail: str = ""
     tier: str = ""
     run_ms: float = 0.0

@@ -35,6 +35,12 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX stops_by_agent ON stops (agent, seq);
     """,
+    # Standing approvals: a chain of its own, which every process of the store may lengthen.
+    """
+    CREATE TABLE standing (
+        seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, type TEXT NOT NULL, body BLOB NOT NULL, hash BLOB NOT NULL
+    );
+    """,
 )
 OLDEST_READABLE = 1
 """A store with this many migrations can be read as it is; only writing brings it forward."""

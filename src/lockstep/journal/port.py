@@ -37,6 +37,18 @@ class SessionRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AgentRun:
+    """A run of an agent, whose it is, and what was kept of it, as of `SessionRun`."""
+
+    run: RunId
+    session: str
+    principal: str
+    started_at_ms: int
+    finished: bool
+    extract: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
     """The result of checking one run's chain. `broken_seq` is the first event that does not hold, or None.
 
@@ -92,9 +104,22 @@ class Journal(Stops, Protocol):
         """
 
     async def runs(
-        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+        self,
+        session: str | None = None,
+        limit: int | None = None,
+        with_event: str | None = None,
+        *,
+        principal: str | None = None,
+        agent: str | None = None,
     ) -> list[RunRow]:
-        """Runs, newest first: all, or those of a session, or those that have an event of a type."""
+        """Runs, newest first: all, or those of a session, a principal, an agent, or with an event of a type."""
+
+    async def position(self, run: RunId, seq: int) -> int:
+        """Where an event stands among all events of the store; every event appended later stands higher.
+
+        Raises:
+            StoreError: there is no such event.
+        """
 
     async def find(self, prefix: str) -> list[RunId]:
         """Runs whose id starts with `prefix`, newest first; at most 10."""
@@ -108,6 +133,14 @@ class Journal(Stops, Protocol):
 
     async def session(self, session: str, *, before: RunId | None = None) -> list[SessionRun]:
         """The runs of a session, or those before one of them, oldest first, with what was kept of each."""
+
+    async def of_agent(
+        self, agent: str, *, session: str | None = None, principal: str | None = None, since_ms: int | None = None
+    ) -> list[AgentRun]:
+        """The runs of an agent that are of this session, on behalf of this principal or begun since then, oldest first.
+
+        Any of the three is enough; of what is None there are none.
+        """
 
     async def verify(self, run: RunId) -> Verification:
         """Check the run's chain and bodies from the first event on.

@@ -17,7 +17,7 @@ from lockstep.errors import JournalCorrupt, StoreError
 from lockstep.journal.codec import GENESIS, decode, encode, link, seal, unpack
 from lockstep.journal.events import ENDED, DoubtSettled, Event, Recorded, RunStarted
 from lockstep.journal.migrations import OLDEST_READABLE, check_version, migrate
-from lockstep.journal.port import Entry, RunRow, SessionRun, Stop, Verification
+from lockstep.journal.port import AgentRun, Entry, RunRow, SessionRun, Stop, Verification
 from lockstep.journal.sqlite_file import DATABASE, connect, hold, require_all_runs, translate
 from lockstep.journal.sqlite_writer import Append, GroupWriter, Keep
 from lockstep.journal.stops import newest
@@ -34,11 +34,19 @@ _RUNS = (
     " {where} ORDER BY r.number DESC LIMIT ?"
 )
 _WITH_EVENT = "r.number IN (SELECT run FROM events WHERE type = ?)"
+_POSITION = "SELECT rowid FROM events WHERE run = (SELECT number FROM runs WHERE run_id = ?) AND seq = ?"
 _NUMBER = "SELECT number FROM runs WHERE run_id = ?"
 _SESSION = (
     "SELECT r.run_id, e.type, CAST(e.hash AS BLOB), CAST(x.body AS BLOB), CAST(x.hash AS BLOB) FROM runs r"
     " JOIN events e ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
     " LEFT JOIN {extracts} x ON x.run = r.number WHERE r.session = ? AND r.number < ? ORDER BY r.number"
+)
+_OF_AGENT = (
+    "SELECT r.run_id, r.session, r.principal, r.started_at, e.type, CAST(e.hash AS BLOB), CAST(x.body AS BLOB),"
+    " CAST(x.hash AS BLOB) FROM runs r"
+    " JOIN events e ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number)"
+    " LEFT JOIN {extracts} x ON x.run = r.number"
+    " WHERE r.agent = ? AND (r.session = ? OR r.principal = ? OR r.started_at >= ?) ORDER BY r.number"
 )
 _NO_EXTRACTS = "(SELECT 0 AS run, x'' AS body, x'' AS hash)"
 _ALL_NUMBERS = 2**63 - 1
@@ -125,9 +133,20 @@ class SQLiteJournal:
         ]
 
     async def runs(
-        self, session: str | None = None, limit: int | None = None, with_event: str | None = None
+        self,
+        session: str | None = None,
+        limit: int | None = None,
+        with_event: str | None = None,
+        *,
+        principal: str | None = None,
+        agent: str | None = None,
     ) -> list[RunRow]:
-        wanted = {"r.session = ?": session, _WITH_EVENT: with_event}
+        wanted = {
+            "r.session = ?": session,
+            "r.principal = ?": principal,
+            "r.agent = ?": agent,
+            _WITH_EVENT: with_event,
+        }
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f"WHERE {' AND '.join(given)}" if given else ""
         rows = self._query(_RUNS.format(where=where), (*given.values(), -1 if limit is None else limit))
@@ -135,6 +154,13 @@ class SQLiteJournal:
             RunRow(run=r, session=s, principal=p, agent=a, started_at_ms=started, last=kind, last_at_ms=at, events=seq)
             for r, s, p, a, started, kind, at, seq in rows
         ]
+
+    async def position(self, run: RunId, seq: int) -> int:
+        # One writer at a time, nothing is ever removed: SQLite's own number of a row grows with every append.
+        rows = self._query(_POSITION, (run, seq))
+        if not rows:
+            raise StoreError(f"Run {run} has no event {seq}.")
+        return int(rows[0][0])
 
     async def find(self, prefix: str) -> list[RunId]:
         rows = self._query(
@@ -153,11 +179,30 @@ class SQLiteJournal:
         end = _ALL_NUMBERS
         if before is not None:
             end = next((number for (number,) in self._query(_NUMBER, (before,))), 0)
-        there = "extracts" if self._query("PRAGMA table_info(extracts)", ()) else _NO_EXTRACTS
         return [
             SessionRun(run=RunId(run), finished=kind in ENDED, extract=_holding(kind, head, body, sealed))
-            for run, kind, head, body, sealed in self._query(_SESSION.format(extracts=there), (session, end))
+            for run, kind, head, body, sealed in self._query(self._with_extracts(_SESSION), (session, end))
         ]
+
+    async def of_agent(
+        self, agent: str, *, session: str | None = None, principal: str | None = None, since_ms: int | None = None
+    ) -> list[AgentRun]:
+        return [
+            AgentRun(
+                run=RunId(run),
+                session=of,
+                principal=whose,
+                started_at_ms=started,
+                finished=kind in ENDED,
+                extract=_holding(kind, head, body, sealed),
+            )
+            for run, of, whose, started, kind, head, body, sealed in self._query(
+                self._with_extracts(_OF_AGENT), (agent, session, principal, since_ms)
+            )
+        ]
+
+    def _with_extracts(self, sql: str) -> str:
+        return sql.format(extracts="extracts" if self._query("PRAGMA table_info(extracts)", ()) else _NO_EXTRACTS)
 
     async def verify(self, run: RunId) -> Verification:
         rows = self._query(_EVENTS, (run, 0))

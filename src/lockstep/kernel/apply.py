@@ -10,21 +10,32 @@ from typing import Any
 from lockstep.errors import JournalCorrupt
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import unpack
-from lockstep.kernel.state import CallState, Phase, Receipt, State, Status, Totals
+from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status, Totals
 from lockstep.kernel.transcript import Transcript
+from lockstep.kernel.usage import same_call
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
 from lockstep.values import Effect, RunId, parse_usd
 
 NOBODY = "nobody"
 """Who refuses an approval that expired."""
 
+JOINED = "joined"
+"""Outcome of a call that was not run, because another session made the same one a moment before: told its result."""
+
 _Changes = dict[str, Any]
 """Fields of the state and their new values: one event, one copy of the state."""
 
 
-def start(run: RunId, opening: Transcript, receipts: Mapping[str, Receipt] | None = None) -> State:
-    """The state before any event; `opening` and `receipts` come from the earlier runs of the session."""
-    return State(run=run, transcript=opening, history=len(opening.messages), receipts=receipts or {})
+def start(
+    run: RunId,
+    opening: Transcript,
+    receipts: Mapping[str, Receipt] | None = None,
+    emitted: Mapping[str, tuple[Emitted, ...]] | None = None,
+) -> State:
+    """The state before any event; all but `run` comes from the earlier runs of the session."""
+    return State(
+        run=run, transcript=opening, history=len(opening.messages), receipts=receipts or {}, emitted=emitted or {}
+    )
 
 
 def fold(state: State, recorded: Iterable[ev.Recorded]) -> State:
@@ -81,7 +92,7 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         text=event.text,
         calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
     )
-    totals = state.totals
+    totals, cost = state.totals, parse_usd(event.cost_usd)
     return {
         "transcript": state.transcript.add(message),
         "context_built": False,
@@ -89,14 +100,17 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         "finish_reason": event.finish_reason,
         "output": event.text if not asked else state.output,
         "settled": (*state.settled, *state.calls) if state.calls else state.settled,
+        "emitted": with_emitted(state.emitted, state.run, state.calls) if state.calls else state.emitted,
         "calls": asked,
         "failures": 0,
         "retry_after_s": None,
         "crashes": 0,
+        "asked": _counted(state.asked, asked),
         "totals": Totals(
             steps=totals.steps + 1,
             calls=totals.calls + len(asked),
-            cost_usd=_sum(totals.cost_usd, parse_usd(event.cost_usd)),
+            cost_usd=_sum(totals.cost_usd, cost),
+            known_usd=totals.known_usd + (cost or 0),
             input_tokens=totals.input_tokens + event.input_tokens,
             output_tokens=totals.output_tokens + event.output_tokens,
             reasoning_tokens=totals.reasoning_tokens + event.reasoning_tokens,
@@ -122,11 +136,13 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
         "policies": event.policies,
         "reasons": event.reasons,
         "question": event.question,
+        "approvers": event.approvers,
         "dedupe_key": event.dedupe_key,
         "dedupe_until_ms": event.dedupe_until_ms,
         "duplicate_of": event.duplicate_of,
         "frees": event.frees,
         "again": event.again,
+        "own_key": event.own_key,
     }
     if event.verdict in ("allow", "ask") and not event.duplicate_of:
         call["phase"] = Phase.ALLOWED if event.verdict == "allow" else Phase.ASKED
@@ -137,19 +153,55 @@ def _call_judged(state: State, event: ev.CallJudged, at_ms: int) -> _Changes:
 
 
 def _approval_asked(state: State, event: ev.ApprovalAsked, at_ms: int) -> _Changes:
-    call = {"phase": Phase.WAITING, "approval": event.approval, "approval_expires_ms": event.expires_at_ms}
+    call = {
+        "phase": Phase.WAITING,
+        "approval": event.approval,
+        "approval_expires_ms": event.expires_at_ms,
+        "bound": event.bound,
+        "approvers": event.approvers,
+        "principal_may_approve": event.principal_may_approve,
+    }
     return _with_call(state, event.call, call)
 
 
 def _approval_given(state: State, event: ev.ApprovalGiven, at_ms: int) -> _Changes:
-    return _with_call(state, event.call, {"phase": Phase.APPROVED, "approved_by": event.by})
+    call = state.call(event.call)
+    _require_asked(call, event)
+    if problem := barred(state, call, event.by):
+        raise ValueError(problem)
+    approvals = (*call.approvals, event.by)
+    phase = Phase.APPROVED if len(approvals) >= call.approvers else Phase.WAITING
+    return _with_call(state, event.call, {"phase": phase, "approvals": approvals})
 
 
 def _approval_refused(state: State, event: ev.ApprovalRefused, at_ms: int) -> _Changes:
+    _require_asked(state.call(event.call), event)
     because = f" because: {event.because.rstrip('.')}." if event.because else "."
     who = "nobody approved this call in time." if event.by == NOBODY else f"{event.by} refused this call{because}"
     text = f"Not run: {who} Do not ask for it again unless the user says so."
-    return _with_call(state, event.call, {"phase": Phase.DONE, "outcome": "approval_refused", "text": text})
+    call = {"phase": Phase.DONE, "outcome": "approval_refused", "refused_by": event.by, "text": text}
+    return _with_call(state, event.call, call)
+
+
+def _require_asked(call: CallState, event: ev.ApprovalGiven | ev.ApprovalRefused) -> None:
+    """An answer to another question, or about another call, is none: who wrote it did not see this one."""
+    if (event.approval, event.digest, event.bound) != (call.approval, call.digest, call.bound):
+        raise ValueError(f"{event.TYPE} is not of the call that was asked about")
+
+
+def barred(state: State, call: CallState, by: str) -> str:
+    """Why this person cannot be one who approves the call; empty when they can."""
+    name = _person(by)
+    if not call.principal_may_approve and name == _person(state.principal):
+        return f"The run acts for {by}, who may not approve its calls (policy.principal_may_approve)."
+    if name in map(_person, call.approvals):
+        return f"{by} approved this already; it needs {call.approvers} different people."
+    return ""
+
+
+def _person(name: str) -> str:
+    """Names that differ only in case or spaces are of one person."""
+    return " ".join(name.split()).casefold()
 
 
 def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Changes:
@@ -157,14 +209,16 @@ def _effect_intended(state: State, event: ev.EffectIntended, at_ms: int) -> _Cha
     once = state.call(event.call).effect is Effect.ONCE
     return {
         **_with_call(state, event.call, {"phase": Phase.INTENDED}),
-        **(_with_receipt(state, event.call, "in_doubt", "") if once else {}),
+        **(_with_receipt(state, event.call, at_ms, "in_doubt", "") if once else {}),
         "effects": state.effects + 1,
     }
 
 
 def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Changes:
     fee = parse_usd(event.fee_usd)
-    totals = state.totals if fee is None else replace(state.totals, cost_usd=_sum(state.totals.cost_usd, fee))
+    totals = state.totals
+    if fee is not None:
+        totals = replace(totals, cost_usd=_sum(totals.cost_usd, fee), known_usd=totals.known_usd + fee)
     call = {
         "phase": Phase.DONE,
         "outcome": event.outcome,
@@ -178,13 +232,15 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
     return {
         "totals": totals,
         "crashes": 0,
-        **_with_receipt(state, event.call, event.outcome, event.text, event.freed_by),
+        **_with_receipt(state, event.call, at_ms, event.outcome, event.text, event.freed_by),
         **_with_call(state, event.call, call),
     }
 
 
 def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Changes:
-    return _with_call(state, event.call, {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms})
+    unsure = state.call(event.call).unsure or event.unknown
+    again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
+    return _with_call(state, event.call, again)
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
@@ -196,7 +252,7 @@ def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Chang
         "degraded": event.degraded,
         "duration_ms": event.run_ms,
     }
-    return {**_with_receipt(state, event.call, "in_doubt", ""), **_with_call(state, event.call, call)}
+    return {**_with_receipt(state, event.call, at_ms, "in_doubt", ""), **_with_call(state, event.call, call)}
 
 
 def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes:
@@ -206,7 +262,7 @@ def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes
 
 def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> _Changes:
     outcome = "ok" if event.happened else "did_not_happen"
-    receipts = _with_receipt(state, event.call, outcome, event.text, event.freed_by)
+    receipts = _with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by)
     call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
     return {**receipts, **_with_call(state, event.call, call)}
 
@@ -216,7 +272,7 @@ def _doubt_settled(state: State, event: ev.DoubtSettled, at_ms: int) -> _Changes
     # The model was told that nobody knew, and that stays said: the transcript is as it was when the run ended.
     call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
     return {
-        **_with_receipt(state, event.call, outcome, event.text, event.freed_by),
+        **_with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by),
         "calls": tuple(replace(each, **call) if each.id == event.call else each for each in state.calls),
     }
 
@@ -230,8 +286,10 @@ def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
     anew: _Changes = {"probes": 0, "probe_at_ms": at_ms}
     if event.after_crash:
         anew["doubted_at_ms"] = at_ms
+    # A call that had been let go and is run again may have been carried out.
+    changes: dict[Phase, _Changes] = {Phase.DOUBTED: anew, Phase.INTENDED: {"unsure": True}}
     return {
-        "calls": tuple(replace(call, **anew) if call.phase is Phase.DOUBTED else call for call in state.calls),
+        "calls": tuple(replace(call, **changes.get(call.phase, {})) for call in state.calls),
         "status": Status.RUNNING,
         "suspended_for": "",
         "message": "",
@@ -265,7 +323,7 @@ def _answer(call: CallState) -> ToolMessage:
         provider_id=call.provider_id,
         name=call.name,
         text=text,
-        is_error=call.outcome != "ok",
+        is_error=call.outcome not in ("ok", JOINED),
         images=tuple(attachment for attachment in call.attachments if attachment.shown),
     )
 
@@ -282,23 +340,22 @@ def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
     }
 
 
-def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by: tuple[str, ...] = ()) -> _Changes:
+def _with_receipt(
+    state: State, call_id: str, at_ms: int, outcome: str, text: str, freed_by: tuple[str, ...] = ()
+) -> _Changes:
     """Keep, change or drop what stands against the same call; a call that succeeds ends the receipts it frees."""
     call = state.call(call_id)
     freed = frozenset(call.frees) if outcome == "ok" else frozenset()
     if not call.dedupe_key and not freed:
         return {}
     standing = state.receipts.get(call.dedupe_key)
-    before = standing.before or standing if call.again and standing else None
-    receipts = {
-        key: receipt
-        for key, receipt in state.receipts.items()
-        if key != call.dedupe_key and freed.isdisjoint(receipt.freed_by)
-    }
+    before = standing.before or standing if standing and (call.again or call.own_key) else None
+    receipts = {key: receipt.after(freed) for key, receipt in state.receipts.items() if key != call.dedupe_key}
     if call.dedupe_key and outcome in ("ok", "result_unusable", "in_doubt"):
         in_doubt = outcome == "in_doubt"
         receipts[call.dedupe_key] = Receipt(
             where=f"{state.run}/{call_id}",
+            at_ms=at_ms,
             text=text,
             in_doubt=in_doubt,
             until_ms=call.dedupe_until_ms,
@@ -307,7 +364,34 @@ def _with_receipt(state: State, call_id: str, outcome: str, text: str, freed_by:
         )
     elif before is not None:
         receipts[call.dedupe_key] = before
-    return {"receipts": receipts, "freed": state.freed | freed}
+    return {"receipts": receipts, "freed": {**state.freed, **dict.fromkeys(freed, at_ms)}}
+
+
+def with_emitted(
+    emitted: Mapping[str, tuple[Emitted, ...]], run: RunId, calls: Iterable[CallState]
+) -> Mapping[str, tuple[Emitted, ...]]:
+    """`emitted` with these calls of a run, where they succeeded and ran themselves."""
+    found = dict(emitted)
+    for call in calls:
+        if call.provider_id and call.outcome == "ok" and not call.duplicate_of:
+            one = Emitted(
+                where=f"{run}/{call.id}",
+                name=call.name,
+                arguments=call.arguments,
+                text=call.text,
+                asked_at_ms=call.asked_at_ms,
+                effects_seen=call.effects_seen,
+            )
+            found[call.provider_id] = (*found.get(call.provider_id, ()), one)
+    return found
+
+
+def _counted(asked: Mapping[str, int], calls: Iterable[CallState]) -> Mapping[str, int]:
+    counts = dict(asked)
+    for call in calls:
+        same = same_call(call.name, call.arguments)
+        counts[same] = counts.get(same, 0) + 1
+    return counts
 
 
 def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:

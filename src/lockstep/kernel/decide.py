@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lockstep.agent.locked import Budget, LockedTool
 from lockstep.kernel.apply import NOBODY
 from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.kernel.usage import Over, over_calls, over_run, over_scopes, same_call
 from lockstep.values import Effect
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -148,8 +149,9 @@ def _has_probe(call: CallState, tools: Mapping[str, LockedTool]) -> bool:
 
 
 def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, LockedTool]) -> Command:
-    if state.totals.calls > budget.calls:
-        return Finish("budget_calls", f"The model asked for more than {budget.calls} calls (budget.calls).")
+    fresh = not any(call.verdict for call in state.calls)  # a reply is taken as a whole or not at all
+    if fresh and (over := _loop(state, budget) or over_calls(state.totals.calls, state.others, budget)):
+        return Finish(over.reason, over.message)
     batch = _batch(state.calls)
     for call in batch:
         if call.phase is Phase.ASKED:
@@ -160,6 +162,8 @@ def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Loc
     for call in batch:
         if call.phase is Phase.APPROVED and now_ms >= call.approval_expires_ms:
             return Answer(call, given=False, by=NOBODY, because="the approval expired before the call could run")
+        if call.phase is Phase.APPROVED and call.bound is None:
+            return Answer(call, given=False, by=NOBODY, because="the approval is of a version that did not bind it")
     ready = tuple(call for call in batch if _may_run(call))
     if ready:
         return over_wall(state, budget, now_ms) or _execute(ready, now_ms)
@@ -168,6 +172,15 @@ def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Loc
         if state.active_ms(now_ms) + delay_s * 1000 < budget.wall_s * 1000:
             return Probe(first, delay_s)
     return _wait(state, first, now_ms)
+
+
+def _loop(state: State, budget: Budget) -> Over | None:
+    """The end of a run whose model asks for the very same call again and again, whatever became of it."""
+    for call in state.calls:
+        if state.asked[same_call(call.name, call.arguments)] > budget.repeats:
+            said = f"The model asked for {call.name:.100} with the same arguments more than {budget.repeats} times"
+            return Over("loop", f"{said} (budget.repeats).")
+    return None
 
 
 def _execute(ready: tuple[CallState, ...], now_ms: int) -> Execute:
@@ -218,16 +231,24 @@ def _wait(state: State, call: CallState, now_ms: int) -> Command:
         return Suspend("in_doubt", call, message)
     if now_ms >= call.approval_expires_ms:
         return Answer(call, given=False, by=NOBODY, because="the approval was not given in time")
-    if state.approve in _STANDING:
-        return Answer(call, given=_STANDING[state.approve], by=f"--approve {state.approve}")
+    if state.approve == "none" or (state.approve == "all" and _one_may_answer(call)):
+        return Answer(call, given=state.approve == "all", by=f"--approve {state.approve}")
+    left = call.approvers - len(call.approvals)
+    people = (
+        ""
+        if call.approvers == 1
+        else f" by {left} {'more ' if call.approvals else ''}{'people' if left > 1 else 'person'}"
+    )
     message = (
-        f"{call.name} waits for approval {call.approval}: `lockstep approve {call.approval}` or"
+        f"{call.name} waits for approval {call.approval}{people}: `lockstep approve {call.approval}` or"
         f" `lockstep refuse {call.approval} --because ...`, then `lockstep resume {state.run}`."
     )
     return Suspend("approval", call, message)
 
 
-_STANDING: Mapping[str, bool] = {"all": True, "none": False}
+def _one_may_answer(call: CallState) -> bool:
+    """Whether a word given beforehand is enough: not where two must look, nor where the principal's does not count."""
+    return call.approvers == 1 and call.principal_may_approve
 
 
 def _infer(state: State, budget: Budget, now_ms: int) -> Command:
@@ -253,18 +274,11 @@ _FAILURES: Mapping[str, str] = {
 
 
 def _over_budget(state: State, budget: Budget, now_ms: int) -> Finish | None:
-    totals = state.totals
     if state.malformed_in_a_row > budget.malformed:
         return Finish("malformed_limit", f"{state.malformed_in_a_row} replies in a row asked for malformed calls only.")
-    if totals.steps >= budget.steps:
-        return Finish("budget_steps", f"The run has used its {budget.steps} steps (budget.steps).")
-    if budget.cost_usd is not None:
-        if totals.cost_usd is None:
-            return Finish("cost_unknown", "The run has a cost limit and a cost that is unknown.")
-        if totals.cost_usd >= budget.cost_usd:
-            return Finish(
-                "budget_cost", f"The run has cost ${totals.cost_usd:f} of ${budget.cost_usd:f} (budget.cost_usd)."
-            )
+    used = state.used(now_ms)
+    if over := over_run(used, budget) or over_scopes(used, state.others, budget):
+        return Finish(over.reason, over.message)
     return over_wall(state, budget, now_ms)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 
 from lockstep.kernel.transcript import Transcript
+from lockstep.kernel.usage import Usage
 from lockstep.values import Attachment, Digest, Effect, RunId
 
 
@@ -48,7 +49,14 @@ class CallState:
     question: str = ""
     approval: str = ""
     approval_expires_ms: int = 0
-    approved_by: str = ""
+    bound: Digest | None = None
+    """What the approval is bound to, as `gate.approvals` digests it; None of a record that does not say."""
+    approvers: int = 1
+    """How many people must approve."""
+    principal_may_approve: bool = True
+    approvals: tuple[str, ...] = ()
+    """Who approved so far."""
+    refused_by: str = ""
     outcome: str = ""
     """`ok`, or an error type; empty while open."""
     text: str = ""
@@ -62,6 +70,9 @@ class CallState:
     duplicate_of: str = ""
     frees: tuple[str, ...] = ()
     again: bool = False
+    own_key: bool = False
+    unsure: bool = False
+    """An earlier attempt may have been carried out, so that the failure of a later one says nothing."""
     effects_seen: int = 0
     """How many calls of the run had changed something, or may have, when its result came."""
     attempts: int = 0
@@ -80,6 +91,16 @@ class CallState:
         return self.phase is not Phase.DONE
 
     @property
+    def approved_by(self) -> str:
+        return ", ".join(self.approvals)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the call was let go, or may yet be: what a limit on a tool counts."""
+        let = self.verdict in ("allow", "ask") and not self.duplicate_of
+        return let and self.outcome != "approval_refused"
+
+    @property
     def malformed(self) -> bool:
         """The model asked for a tool that is not there, or with arguments it does not take."""
         return self.outcome in ("tool_hallucinated", "tool_args_malformed")
@@ -91,27 +112,53 @@ class Receipt:
 
     where: str
     """`run/call`."""
+    at_ms: int
     text: str
     in_doubt: bool = False
     until_ms: int | None = None
     """When it no longer stands against the same call; None is never."""
     freed_by: tuple[str, ...] = ()
     """Terms, any of which ends it once a call that frees it has succeeded."""
+    freed: bool = False
+    """It ended so. Kept, because the service may still know the call by its idempotency key."""
     before: Receipt | None = None
-    """Of a deliberate repeat whose outcome is open: what stands again if it comes to nothing."""
+    """Of a call whose outcome is open, after an earlier one: what was there, and is again if it comes to nothing."""
+
+    def after(self, freed: Collection[str]) -> Receipt:
+        """The same, ended if any of its terms is among these."""
+        return replace(self, freed=True) if any(term in freed for term in self.freed_by) else self
+
+    def stands(self, now_ms: int) -> bool:
+        """Whether it was not freed and its window is still open; a doubt has none."""
+        return self.in_doubt or (not self.freed and (self.until_ms is None or now_ms < self.until_ms))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Emitted:
+    """A call of an earlier reply that succeeded, as an adapter that emits it again would repeat it."""
+
+    where: str
+    """`run/call`."""
+    name: str
+    arguments: str
+    text: str
+    asked_at_ms: int
+    effects_seen: int
+    """How many calls of this run had changed something, or may have, when its result came; of an earlier run, 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
-    """What a run leaves to its session: its own receipts, and the terms of those it ended."""
+    """What a run leaves to later ones: its own receipts, the terms of those it ended, and what it used."""
 
     receipts: Mapping[str, Receipt]
-    freed: frozenset[str] = frozenset()
+    freed: Mapping[str, int] = field(default_factory=dict)
+    """When, in milliseconds, the newest call that ends a term succeeded."""
+    used: Usage = field(default_factory=Usage)
 
     def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
-        """The receipts that stand after this run, where `earlier` stood before it."""
-        standing = {key: each for key, each in earlier.items() if self.freed.isdisjoint(each.freed_by)}
-        return standing | dict(self.receipts)
+        """The receipts there are after this run, where `earlier` were there before it."""
+        return {key: each.after(self.freed) for key, each in earlier.items()} | dict(self.receipts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +168,8 @@ class Totals:
     steps: int = 0
     calls: int = 0
     cost_usd: Decimal | None = Decimal(0)
+    known_usd: Decimal = Decimal(0)
+    """While `cost_usd` is unknown: the part of it that is known."""
     input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
@@ -174,12 +223,18 @@ class State:
     stop_reason: str = ""
     message: str = ""
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
-    """By deduplication key: the receipt that stands. Never changed in place."""
-    freed: frozenset[str] = frozenset()
-    """Terms that calls of this run have ended."""
+    """By deduplication key: the newest receipt. Never changed in place."""
+    freed: Mapping[str, int] = field(default_factory=dict)
+    """Terms that calls of this run have ended, and when. Never changed in place."""
+    emitted: Mapping[str, tuple[Emitted, ...]] = field(default_factory=dict)
+    """By provider id: calls of earlier replies, of this run and those before it. Never changed in place."""
     effects: int = 0
     """Calls of this run that may have changed something outside."""
     totals: Totals = field(default_factory=Totals)
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """How often each call was asked for, by `same_call`. Never changed in place."""
+    others: Mapping[str, Usage] = field(default_factory=dict)
+    """By scope of the budget: what the other runs of it have used, as far as is known now. Of no event."""
 
     def call(self, call_id: str) -> CallState:
         """The call of the newest step with this id (KeyError when there is none)."""
@@ -191,7 +246,24 @@ class State:
     @property
     def left(self) -> Left:
         """Of a state folded by itself, without the receipts of earlier runs: what the run leaves."""
-        return Left(receipts=self.receipts, freed=self.freed)
+        return Left(receipts=self.receipts, freed=self.freed, used=self.used(self.last_at_ms))
+
+    def used(self, now_ms: int) -> Usage:
+        """What the run itself has used."""
+        by_tool: dict[str, int] = {}
+        for call in self.all_calls:
+            if call.counts:
+                by_tool[call.name] = by_tool.get(call.name, 0) + 1
+        return Usage(
+            runs=1,
+            steps=self.totals.steps,
+            calls=self.totals.calls,
+            tokens=self.totals.input_tokens + self.totals.output_tokens,
+            cost_usd=self.totals.known_usd if self.totals.cost_usd is None else self.totals.cost_usd,
+            cost_known=self.totals.cost_usd is not None,
+            active_ms=self.active_ms(now_ms),
+            by_tool=by_tool,
+        )
 
     @property
     def all_calls(self) -> tuple[CallState, ...]:

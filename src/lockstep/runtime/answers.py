@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from lockstep.agent.lock import from_text
 from lockstep.agent.locked import locked_agent
-from lockstep.errors import JournalCorrupt, LockError, RunError, StoreDamaged
+from lockstep.errors import ApprovalError, FenceConflict, JournalCorrupt, LockError, RunError, StoreDamaged
+from lockstep.gate.approvals import Terms, bound_digest
 from lockstep.gate.arguments import read
 from lockstep.gate.effects import freed_by
 from lockstep.journal.events import (
     ENDED,
-    ApprovalGiven,
-    ApprovalRefused,
     DoubtSettled,
     EffectDoubted,
     EffectReconciled,
@@ -24,39 +24,136 @@ from lockstep.journal.events import (
 )
 from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.stops import require_running
-from lockstep.kernel.apply import apply, fold, start
+from lockstep.kernel.apply import NOBODY, apply, barred, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
-from lockstep.runtime.reading import UNSEEDED, Unreadable, read_run, read_state, unfinished, waiting
+from lockstep.runtime.outcomes import answered
+from lockstep.runtime.reading import UNSEEDED, Unreadable, read_row, read_run, read_state, unfinished
 from lockstep.values import RunId, format_usd, now_ms
 
+_LOOKED_BACK = 200
+"""Runs in which an approval is looked for that nothing waits for, to say who answered it."""
+_DIGEST_CHARS = 8
 
-async def answer_approval(journal: Journal, approval: str, *, given: bool, by: str, because: str = "") -> State:
-    """Give or refuse an approval; it is bound to the digest of exactly the call that was shown.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a person says to an approval. `by` is who they say they are, `login` the account they are known by here."""
+
+    given: bool
+    by: str
+    because: str = ""
+    login: str = ""
+    digest: str = ""
+    """What they were shown, or its beginning, if they say it: an answer to anything else is none."""
+
+
+TermsNow = Callable[[RunStarted], Terms]
+"""The lock and policies that hold now for the agent of a run; raises LockError where that cannot be told."""
+
+
+async def answer_approval(journal: Journal, approval: str, answer: Answer, terms_now: TermsNow) -> State:
+    """Give or refuse an approval; it is bound to exactly what was asked, and each answer is one event.
+
+    Returns:
+        The state after it. Where several people must approve, the call may still wait.
+    Raises:
+        ApprovalError: it is unknown, answered, expired, or for something else, or this person may not give it.
+        AgentStopped: somebody stopped the agent; refusing is possible all the same.
+        LockError: what is locked now cannot be told.
+    """
+    state, call = await _asked(journal, approval)
+    if not _is_shown(call, answer.digest):
+        raise ApprovalError(
+            f"Approval {approval} is not for what has the digest {answer.digest:.64}.",
+            remedy="`lockstep approvals` shows what it is for.",
+        )
+    if answer.given:
+        require_running(journal, state.agent)
+        await _require_valid(journal, state, call, answer.by, terms_now)
+    event = answered(call, given=answer.given, by=answer.by, because=answer.because, login=answer.login)
+    try:
+        await _append(journal, state, event)
+    except FenceConflict:
+        await _asked(journal, approval)  # says who was faster, if it was an answer
+        raise
+    return await read_state(journal, state.run)
+
+
+async def _asked(journal: Journal, approval: str) -> tuple[State, CallState]:
+    """The call that waits for this approval.
 
     Raises:
-        RunError: no such approval waits, or it has expired.
-        AgentStopped: somebody stopped the agent; refusing is possible all the same.
+        ApprovalError: none does; says who answered it, as far as that is to be found.
     """
     runs = await unfinished(journal)
-    found = [item for item in waiting(runs) if item.call.approval == approval and item.call.digest]
-    if not found:
-        broken = [each.row.run for each in runs if isinstance(each, Unreadable)]
-        but = f" What waits in {', '.join(broken)} cannot be read." if broken else ""
-        raise RunError(f"No approval {approval} is waiting.{but}", remedy="`lockstep approvals` lists those that are.")
-    state, call = found[0].state, found[0].call
-    if given:
-        require_running(journal, state.agent)
-    if given and now_ms() >= call.approval_expires_ms:
-        raise RunError(f"Approval {approval} has expired.", remedy=f"`lockstep resume {state.run}` goes on without it.")
-    digest = call.digest
-    assert digest is not None
-    event: Event
-    if given:
-        event = ApprovalGiven(call=call.id, approval=approval, digest=digest, by=by)
-    else:
-        event = ApprovalRefused(call=call.id, approval=approval, digest=digest, by=by, because=because)
-    await _append(journal, state, event)
-    return state
+    for state in runs:
+        if isinstance(state, State):
+            for call in state.all_calls:
+                if call.approval == approval and approval:
+                    _require_waiting(state, call)
+                    return state, call
+    broken = [each.row.run for each in runs if isinstance(each, Unreadable)]
+    but = f" What waits in {', '.join(broken)} cannot be read." if broken else ""
+    for row in await journal.runs(limit=_LOOKED_BACK):
+        if row.last in ENDED and isinstance(state := await read_row(journal, row), State):
+            for call in state.all_calls:
+                if call.approval == approval and approval:
+                    _require_waiting(state, call)
+                    raise ApprovalError(f"Approval {approval} is of run {row.run}, which has finished.")
+    raise ApprovalError(f"No approval {approval} is waiting.{but}", remedy="`lockstep approvals` lists those that are.")
+
+
+def _require_waiting(state: State, call: CallState) -> None:
+    who = call.refused_by or call.approved_by
+    if call.phase is Phase.WAITING or not who:
+        return
+    how = "refused" if call.refused_by else "approved"
+    by = "nobody in time" if who == NOBODY else f"{who}, who {how} it"
+    raise ApprovalError(
+        f"Approval {call.approval} was already answered by {by}.", remedy=f"`lockstep show {state.run}` says more."
+    )
+
+
+async def _require_valid(journal: Journal, state: State, call: CallState, by: str, terms_now: TermsNow) -> None:
+    """Refuse a yes that would be worth nothing, or that this person may not give.
+
+    Raises:
+        ApprovalError, LockError: with its reason. A no is possible all the same.
+    """
+    refuse = f"`lockstep refuse {call.approval}` is possible all the same."
+    if now_ms() >= call.approval_expires_ms:
+        raise ApprovalError(
+            f"Approval {call.approval} has expired.", remedy=f"`lockstep resume {state.run}` goes on without it."
+        )
+    if call.bound is None:
+        raise ApprovalError(
+            f"Approval {call.approval} was asked for by a version that did not bind it to a lock and policies.",
+            remedy=refuse,
+        )
+    started = (await read_run(journal, state.run))[0].event
+    assert isinstance(started, RunStarted)
+    now = terms_now(started)
+    if now.lock != state.lock:
+        raise ApprovalError(
+            f"agent.lock changed since approval {call.approval} was asked for:"
+            f" the run is of {str(state.lock)[:12]}, {started.directory} is now {now.lock[:12]}.",
+            remedy=f"{refuse} `lockstep cancel {state.run}` ends the run; a new one runs under the new lock.",
+        )
+    if bound_digest(state, call, now) != call.bound:
+        raise ApprovalError(
+            f"Approval {call.approval} was asked for about another call, principal or policy than its run has now.",
+            remedy=f"`lockstep verify {state.run}` says whether its record was changed.",
+        )
+    if problem := barred(state, call, by):
+        raise ApprovalError(problem, remedy=f"Somebody else has to. {refuse}")
+
+
+def _is_shown(call: CallState, digest: str) -> bool:
+    """Whether a digest that a person names is this call's or its approval's; eight characters are enough."""
+    if not digest:
+        return True
+    known = (call.digest or "", call.bound or "")
+    return len(digest) >= _DIGEST_CHARS and any(each.startswith(digest) for each in known)
 
 
 async def settle(

@@ -17,8 +17,10 @@ from lockstep.agent.locked import LockedAgent
 from lockstep.errors import AgentStopped, JournalCorrupt, PermitError, RunError
 from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
+from lockstep.gate.standing import covers
 from lockstep.journal import events as ev
 from lockstep.journal.port import Entry, Journal, RunRow
+from lockstep.journal.standing import Standing, StandingBook
 from lockstep.journal.stops import require_running
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import apply, fold, start
@@ -26,11 +28,13 @@ from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import Model, Settings
-from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, replied, retried, settled
+from lockstep.runtime.elsewhere import Elsewhere
+from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, joined, replied, retried, settled
 from lockstep.runtime.reading import History, read_history, read_run
+from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
-from lockstep.values import Effect, RunId, new_run_id, new_token, now_ms
+from lockstep.values import Effect, RunId, new_run_id, now_ms
 
 FIRST_SEQ_DRIVEN = 2
 """The next event of a run that was started and never driven."""
@@ -103,6 +107,7 @@ class Driver:
         gate: Gate,
         model: Model,
         tools: ToolHost,
+        standing: StandingBook | None = None,
         watcher: Watcher | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -112,12 +117,16 @@ class Driver:
         self._gate = gate
         self._model = model
         self._tools = tools
+        self._standing = standing
         self._watcher = watcher or Silent()
         self._sleep = sleep
         self._stops = StopWatch(journal, agent.name)
+        self._elsewhere = Elsewhere(journal)
         self._definitions = definitions(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
+        self._spending = Spending(journal, agent.name, agent.budget)
         self._starting: set[str] = set()
+        self._beginning = asyncio.Lock()
         self._begun: dict[RunId, History] = {}
         """What runs that were started and not yet driven take from their session."""
 
@@ -129,6 +138,7 @@ class Driver:
         Raises:
             RunError: the session's newest run has not finished, or the session is of another principal or agent.
             AgentStopped: somebody stopped the agent.
+            BudgetError: what its session, principal or day may use is used up.
             JournalCorrupt: an earlier run of the session that counts cannot be read.
         """
         require_running(self._journal, self.agent.name)
@@ -141,12 +151,23 @@ class Driver:
                 _check_session(started, rows[0])
             previous = window([row.run for row in reversed(rows)], self.agent.window_runs)
             history = await self._history(started.session, previous, before=None)
-            at_ms = now_ms()
-            run = new_run_id(at_ms)
-            await self._journal.append(run, 1, [(at_ms, replace(started, previous=previous))])
+            run = await self._begin(replace(started, previous=previous))
             self._begun[run] = history
         finally:
             self._starting.discard(started.session)
+        return run
+
+    async def _begin(self, started: ev.RunStarted) -> RunId:
+        async with self._beginning:  # so that of two runs the second counts the first
+            at_ms = now_ms()
+            run = new_run_id(at_ms)
+            if self._spending.counts:
+                place = Place(session=started.session, principal=started.principal, at_ms=at_ms)
+                await self._spending.read(place)
+                self._spending.require_room(place)
+            await self._journal.append(run, 1, [(at_ms, started)])
+            if self._spending.counts:
+                self._spending.begun(run, place)
         return run
 
     async def advance(self, run: RunId) -> State:
@@ -186,8 +207,12 @@ class Driver:
         recorded = await read_run(self._journal, run)
         first = recorded[0].event
         assert isinstance(first, ev.RunStarted)
-        history = self._begun.pop(run, None) or await self._history(first.session, first.previous, before=run)
-        begin = start(run, opening(self.agent, history.messages), history.receipts)
+        history = self._begun.pop(run, None)
+        if history is None:
+            history = await self._history(first.session, first.previous, before=run)
+            place = Place(session=first.session, principal=first.principal, at_ms=recorded[0].at_ms)
+            await self._spending.read(place)
+        begin = start(run, opening(self.agent, history.messages), history.receipts, history.emitted)
         return _Live(self._journal, self._watcher, fold(begin, recorded))
 
     async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:
@@ -196,7 +221,7 @@ class Driver:
     async def _drive(self, live: _Live) -> State:
         try:
             async with self._stops.heeded():
-                while command := do.decide(live.state, self.agent.budget, now_ms(), self.agent.tools):
+                while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
                     await self._perform(live, command)
                 await live.flush()
         except AgentStopped as stopped:
@@ -205,7 +230,14 @@ class Driver:
                 live.record(event)
             await live.flush()
         finally:
+            self._spending.rests(live.state)
             await self._tools.end(live.state.run)
+        return live.state
+
+    def _informed(self, live: _Live) -> State:
+        """The state as a decision needs it: with what the other runs under shared limits have used by now."""
+        if self._spending.counts:
+            live.state = replace(live.state, others=self._spending.driving(live.state))
         return live.state
 
     async def _perform(self, live: _Live, command: do.Command) -> None:
@@ -213,11 +245,11 @@ class Driver:
             case do.Infer():
                 await self._infer(live, command)
             case do.Judge(call):
-                live.record(self._gate.judge(live.state, call))
+                live.record(self._gate.judge(await self._known(live.state, call), call))
             case do.Ask(call):
-                live.record(self._asked(call))
-            case do.Answer():
-                live.record(answered(command))
+                await self._ask(live, call)
+            case do.Answer(call, given, by, because):
+                live.record(answered(call, given=given, by=by, because=because))
             case do.Execute(calls, delay_s):
                 await self._wait(live, delay_s)
                 await self._execute(live, calls)
@@ -251,13 +283,30 @@ class Driver:
             await live.flush()
             await self._sleep(delay_s)
 
-    def _asked(self, call: CallState) -> ev.ApprovalAsked:
-        assert call.digest is not None
-        expires = now_ms() + int(self.agent.approval_expires_s * 1000)
-        question = call.question or f"Run {call.name}?"
-        return ev.ApprovalAsked(
-            call=call.id, approval=new_token("a"), digest=call.digest, question=question, expires_at_ms=expires
-        )
+    async def _known(self, state: State, call: CallState) -> State:
+        """The state with what counts against this call: its session's receipts, or those of all of the principal's."""
+        tool = self.agent.tools.get(call.name)
+        if tool is None or not tool.once_for_principal:
+            return state
+        return replace(state, receipts=await self._elsewhere.standing(state))
+
+    async def _ask(self, live: _Live, call: CallState) -> None:
+        """Ask for approval; answered at once where somebody gave it beforehand for calls like this one."""
+        live.record(self._gate.ask(live.state, call, now_ms()))
+        state, asked = live.state, live.state.call(call.id)
+        if self._standing is None or state.approve != "ask":
+            return
+        for each in await asyncio.to_thread(self._standing.all):
+            if covers(each, state, asked) and await self._used(each, state, asked):
+                because = each.because or "as said beforehand"
+                live.record(
+                    answered(asked, given=True, by=each.by, because=because, login=each.login, standing=each.id)
+                )
+                return
+
+    async def _used(self, standing: Standing, state: State, call: CallState) -> bool:
+        assert self._standing is not None
+        return await asyncio.to_thread(self._standing.use, standing.id, run=state.run, call=call.id, at_ms=now_ms())
 
     async def _execute(self, live: _Live, calls: tuple[CallState, ...]) -> None:
         work = [(call, *self._released(live.state, call)) for call in calls]
@@ -267,7 +316,11 @@ class Driver:
         await live.flush()
         if len(work) == 1:
             call, item, permit = work[0]
-            await self._execute_alone(live, call, item, permit)
+            once = call.effect is Effect.ONCE and item.tool.once_for_principal
+            if once and (other := await self._elsewhere.before(live.state, call)):
+                live.record(joined(call, other))
+            else:
+                await self._execute_alone(live, call, item, permit)
             return
         running = {asyncio.create_task(self._tools.call(item, permit)): (call, item) for call, item, permit in work}
         try:
@@ -318,7 +371,7 @@ class Driver:
         again = may_help and call.attempts < item.tool.retries
         if again and not do.over_wall(live.state, self.agent.budget, now_ms()):
             live.record(retried(call, outcome))
-        elif outcome.unknown and item.tool.effect in (Effect.ONCE, Effect.KEYED):
+        elif _in_doubt(call, outcome) and item.tool.effect in (Effect.ONCE, Effect.KEYED):
             live.record(doubted(item.id, outcome))
         else:
             late = live.state.call(item.id).phase is Phase.DOUBTED
@@ -337,6 +390,11 @@ class Driver:
         await live.flush()
         outcome = await self._tools.call(item, permit)
         live.record(answer_of_probe(self._gate, call, item.tool.name, outcome, now_ms()))
+
+
+def _in_doubt(call: CallState, outcome: Outcome) -> bool:
+    """Whether nobody knows if the call happened: a failure says so only of its own attempt."""
+    return outcome.unknown or (call.unsure and outcome.kind not in ("ok", "result_unusable"))
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

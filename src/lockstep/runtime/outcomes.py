@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lockstep.gate.effects import probed
+from lockstep.gate.effects import probed, told
 from lockstep.gate.gate import Gate
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import pack
 from lockstep.kernel import decide as do
-from lockstep.kernel.state import CallState, State
+from lockstep.kernel.apply import JOINED
+from lockstep.kernel.state import CallState, Receipt, State
 from lockstep.model.port import Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import format_usd
@@ -47,13 +48,30 @@ def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev
     )
 
 
-def answered(command: do.Answer) -> ev.Event:
-    call = command.call
+def answered(
+    call: CallState, *, given: bool, by: str, because: str = "", login: str = "", standing: str = ""
+) -> ev.ApprovalGiven | ev.ApprovalRefused:
+    """An answer to exactly what was asked."""
     assert call.digest is not None
-    if command.given:
-        return ev.ApprovalGiven(call=call.id, approval=call.approval, digest=call.digest, by=command.by)
+    if given:
+        return ev.ApprovalGiven(
+            call=call.id,
+            approval=call.approval,
+            digest=call.digest,
+            by=by,
+            bound=call.bound,
+            because=because,
+            login=login,
+            standing=standing,
+        )
     return ev.ApprovalRefused(
-        call=call.id, approval=call.approval, digest=call.digest, by=command.by, because=command.because
+        call=call.id,
+        approval=call.approval,
+        digest=call.digest,
+        by=by,
+        because=because,
+        bound=call.bound,
+        login=login,
     )
 
 
@@ -77,6 +95,7 @@ def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
         outcome=outcome.kind,
         why=outcome.text,
         delay_ms=int(do.retry_delay_s(attempt) * 1000),
+        unknown=outcome.unknown,
         detail=outcome.detail,
         tier=outcome.tier.value,
         run_ms=outcome.run_ms,
@@ -85,9 +104,10 @@ def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
 
 
 def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
+    why = outcome.text if outcome.unknown else f"an earlier attempt may have been carried out; then: {outcome.text}"
     return ev.EffectDoubted(
         call=call_id,
-        why=outcome.text,
+        why=why,
         detail=outcome.detail,
         tier=outcome.tier.value,
         degraded=outcome.degraded,
@@ -117,6 +137,12 @@ def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tupl
         freed_by=freed_by,
         late=late,
     )
+
+
+def joined(call: CallState, other: Receipt) -> ev.EffectSettled:
+    """A call that was let go and did not run: another session of the principal had intended the same one before."""
+    outcome = "in_doubt_elsewhere" if other.in_doubt else JOINED
+    return ev.EffectSettled(call=call.id, outcome=outcome, text=told(call.name, other), detail=other.where)
 
 
 def answer_of_probe(gate: Gate, call: CallState, asked: str, outcome: Outcome, now_ms: int) -> ev.Event:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
 from lockstep.journal.events import ENDED, EffectDoubted, Recorded, RunStarted
 from lockstep.journal.port import Journal, RunRow, Verification
-from lockstep.kernel.apply import fold, start
-from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
+from lockstep.kernel.apply import fold, start, with_emitted
+from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status
 from lockstep.kernel.transcript import Transcript
 from lockstep.model.port import Message
 from lockstep.runtime.extracts import extract_of, left_in
-from lockstep.values import RunId
+from lockstep.values import Effect, RunId
 
 UNSEEDED = Transcript((), b"")
 """An opening for readers who do not compare prompt digests."""
@@ -21,10 +21,11 @@ UNSEEDED = Transcript((), b"")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What earlier runs of a session leave to the next: messages and receipts."""
+    """What earlier runs of a session leave to the next: messages, receipts, and what an adapter may emit again."""
 
     messages: tuple[Message, ...]
     receipts: Mapping[str, Receipt]
+    emitted: Mapping[str, tuple[Emitted, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +76,8 @@ async def verify_run(journal: Journal, run: RunId) -> Verification:
     if seen.broken_seq is not None:
         return seen
     state = await read_state(journal, run)
-    kept = [row.extract for row in await journal.session(state.session) if row.run == run and row.extract is not None]
-    if kept and kept != [extract_of(state.left)]:
+    kept = [row.extract for row in await journal.session(state.session) if row.run == run]
+    if any(left_in(run, each) is not None and each != extract_of(state.left) for each in kept):
         problem = "the receipts that were kept of it are not those of its events"
         return replace(seen, broken_seq=seen.events, problem=problem)
     return seen
@@ -101,8 +102,9 @@ async def read_history(
 ) -> History:
     """What earlier runs of a session leave to `before`, or to a run that is yet to begin.
 
-    That is the messages of `previous`, the runs in its window; and with `receipts` the receipts of every earlier run,
-    because what must not be repeated outlives the window. A finished run is read for them once: what it left is kept.
+    That is the messages and calls of `previous`, the runs in its window; and with `receipts` the receipts of every
+    earlier run, because what must not be repeated outlives the window. A finished run is read for them once: what it
+    left is kept.
 
     Raises:
         JournalCorrupt: one that counts cannot be read. What it did is not known, so the session does not go on.
@@ -110,7 +112,22 @@ async def read_history(
     states = {run: await _read_earlier(journal, session, run) for run in previous}
     kept = await _receipts(journal, session, before, states) if receipts else {}
     messages = tuple(message for state in states.values() for message in state.transcript.messages)
-    return History(messages=messages, receipts=kept)
+    return History(messages=messages, receipts=kept, emitted=_emitted(states))
+
+
+def _emitted(states: Mapping[RunId, State]) -> Mapping[str, tuple[Emitted, ...]]:
+    """The calls of earlier runs that may be emitted again; of the reads, those after which nothing was changed."""
+    changed = False
+    kept: list[tuple[RunId, list[CallState]]] = []
+    for run, state in reversed(list(states.items())):
+        current = None if changed else state.effects
+        calls = [call for call in state.all_calls if call.effect is not Effect.READ or call.effects_seen == current]
+        kept.append((run, [replace(call, effects_seen=0) for call in calls]))
+        changed = changed or state.effects > 0
+    found: Mapping[str, tuple[Emitted, ...]] = {}
+    for run, calls in reversed(kept):
+        found = with_emitted(found, run, calls)
+    return found
 
 
 async def _receipts(

@@ -78,9 +78,15 @@ class StopWatch:
 
 
 def halted(state: State, stopped: AgentStopped) -> list[Event]:
-    """What is recorded of a run that was broken off: a `once` call that had been let go is in doubt, and it waits."""
-    under_way = [call for call in state.calls if call.phase is Phase.INTENDED and call.effect is Effect.ONCE]
-    in_doubt = [*under_way, *(call for call in state.calls if call.phase is Phase.DOUBTED)]
+    """What is recorded of a run that was broken off: a `once` call that had been let go is in doubt, and it waits.
+
+    One that was in doubt already may have been waited for until now, and a probe counts from when it ended.
+    """
+    in_doubt = [
+        call
+        for call in state.calls
+        if call.phase is Phase.DOUBTED or (call.phase is Phase.INTENDED and call.effect is Effect.ONCE)
+    ]
     why = "the agent was stopped while the call was under way"
     then = f"then `lockstep resume {state.run}`."
     if in_doubt:
@@ -90,6 +96,6 @@ def halted(state: State, stopped: AgentStopped) -> list[Event]:
     message = f"{stopped.message} {stopped.remedy.rstrip('.')}; {then}"
     call = in_doubt[0].id if in_doubt else ""
     return [
-        *(EffectDoubted(call=each.id, why=why) for each in under_way),
+        *(EffectDoubted(call=each.id, why=each.why_doubted or why) for each in in_doubt),
         RunSuspended(reason=AGENT_STOPPED, call=call, message=message),
     ]

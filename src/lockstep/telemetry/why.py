@@ -79,9 +79,15 @@ class Approval:
     expires_at_ms: int
     shown_digest: str
     """Of exactly the call that was shown: tool, definition and arguments."""
+    approvers: int = 1
+    """How many people had to approve."""
     answer: str = ""
     by: str = ""
+    """Whoever answered; of several who approved, all of them."""
+    approved_by: tuple[str, ...] = ()
     because: str = ""
+    standing: str = ""
+    """The approval given beforehand that answered."""
     answered_at_ms: int = 0
 
 
@@ -329,6 +335,7 @@ class _Reading:
                     asked_at_ms=item.at_ms,
                     expires_at_ms=event.expires_at_ms,
                     shown_digest=event.digest,
+                    approvers=event.approvers,
                 )
             case ev.ApprovalGiven() | ev.ApprovalRefused():
                 _answered(action, event, item)
@@ -388,12 +395,20 @@ def _with_origins(arguments: tuple[Argument, ...], event: ev.CallJudged) -> tupl
 def _answered(action: Action, event: ev.ApprovalGiven | ev.ApprovalRefused, item: Recorded) -> None:
     if action.approval is None:
         return
-    given = isinstance(event, ev.ApprovalGiven)
+    asked = action.approval
+    if isinstance(event, ev.ApprovalRefused):
+        action.approval = replace(
+            asked, answer="refused", by=event.by, because=event.because, answered_at_ms=item.at_ms
+        )
+        return
+    people = (*asked.approved_by, event.by)
     action.approval = replace(
-        action.approval,
-        answer="given" if given else "refused",
-        by=event.by,
-        because="" if isinstance(event, ev.ApprovalGiven) else event.because,
+        asked,
+        answer="given" if len(people) >= asked.approvers else "",
+        by=", ".join(people),
+        approved_by=people,
+        because="; ".join(filter(None, (asked.because, event.because))),
+        standing=event.standing,
         answered_at_ms=item.at_ms,
     )
 

@@ -109,6 +109,8 @@ def check(directory: Path, lock: Lock) -> Policies:
     problems = []
     for tool in agent.tools.values():
         problems += [f"{directory / AGENT_FILE}: tool {tool.name!r}: {text}." for text in _tool_problems(tool)]
+    unknown = agent.budget.unknown_tools(agent.tools)
+    problems += [f"{directory / AGENT_FILE}: {text}, which is no tool of this agent." for text in unknown]
     # Verdicts name policies as the lock does, wherever the agent lies; only what a person reads here says where.
     where = "" if directory == Path() else f"{directory}/"
     try:

@@ -32,10 +32,10 @@ def open_model(agent: LockedAgent, code: CodeStore, env: Mapping[str, str] = os.
         env=env,
         prices=None if prices is None else read_prices(prices.model_dump(exclude_none=True)),
     )
-    if agent.budget.cost_usd is not None and not opened.priced:
+    if agent.budget.limits_cost and agent.budget.unknown_price != "allow" and not opened.priced:
         raise ConfigError(
             f"The price of {agent.model.name} is unknown, so budget.cost_usd cannot be kept.",
-            remedy="Give model.prices in agent.toml, or remove the limit.",
+            remedy='Give model.prices in agent.toml, remove the limit, or accept it: budget.unknown_price = "allow".',
         )
     return opened
 

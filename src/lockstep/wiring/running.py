@@ -24,6 +24,7 @@ from lockstep.errors import ConfigError, LockError, ModelError
 from lockstep.gate.gate import Gate
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
+from lockstep.journal.standing import StandingBook
 from lockstep.model.port import Model
 from lockstep.runtime.driver import Driver, Watcher
 from lockstep.runtime.reading import read_run
@@ -79,6 +80,7 @@ def open_driver(
     code: CodeStore,
     watcher: Watcher | None = None,
     model: Model | None = None,
+    standing: StandingBook | None = None,
 ) -> Driver:
     """A driver for the runs of one lock. `model` is the lock's own, opened before, or stands in for it.
 
@@ -95,6 +97,7 @@ def open_driver(
         gate=Gate(agent, check(directory, lock), journal),
         model=model,
         tools=tools,
+        standing=standing,
         watcher=watcher,
     )
 

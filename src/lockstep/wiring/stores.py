@@ -13,6 +13,7 @@ from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.journal.sqlite_file import DATABASE
+from lockstep.journal.standing import StandingBook
 from lockstep.journal.stops import StopBook
 from lockstep.sandbox.cache import cache_directory
 from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
@@ -64,6 +65,10 @@ class Store:
 
     def journal(self, *, readonly: bool = False) -> SQLiteJournal:
         return (SQLiteJournal.open_readonly if readonly else SQLiteJournal.open)(self.directory)
+
+    def standing(self) -> StandingBook:
+        """The approvals that were given beforehand."""
+        return StandingBook(self.directory)
 
     def code(self) -> CodeStore:
         return CodeStore(self.directory / "code")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from clerk import LOOK, PAY, Clerk
 
+from lockstep.agent.builtins import pack_text
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import (
     DIMENSIONS,
@@ -313,3 +314,39 @@ def test_what_is_said_about_results_is_locked_and_a_tool_of_which_nothing_is_sai
     assert (look.output_trust, look.untrusted_fields) == (None, ())
     assert "tools: tool pay" in differing_parts(before, lock)
     assert "tools: tool look" not in differing_parts(before, lock)
+
+
+def test_a_pack_stands_in_the_lock_as_text_and_under_its_digest(clerk: Clerk) -> None:
+    before = clerk.lock()
+    clerk.change("agent.toml", "[policy]", '[policy]\npacks = ["injection"]')
+    lock = clerk.lock()
+    assert differing_parts(before, lock) == ("tools: policy pack:injection",)
+    part = lock.parts["tools"]["policy pack:injection"]
+    assert part.text == pack_text("injection")
+    assert part.sha256 == sha256(pack_text("injection").encode())
+    assert locked_agent(from_text(to_text(lock), "agent.lock")).policies["pack:injection"] == part.text
+
+
+def test_a_pack_that_there_is_not_is_refused_with_those_there_are(clerk: Clerk) -> None:
+    clerk.change("agent.toml", "[policy]", '[policy]\npacks = ["injektion"]')
+    with pytest.raises(ConfigError, match="'injection' or 'injection-strict'"):
+        clerk.lock()
+
+
+def test_each_tool_of_an_entry_has_the_declared_fields_that_it_takes(clerk: Clerk) -> None:
+    before = clerk.lock()
+    clerk.change(
+        "agent.toml", "timeout_s = 20", 'timeout_s = 20\noutput_private = true\nfields = { destination = ["/to"] }'
+    )
+    lock = clerk.lock()
+    assert differing_parts(before, lock) == ("tools: tool pay",)
+    tool = locked_agent(from_text(to_text(lock), "agent.lock")).tools["pay"]
+    assert tool.fields == {"destination": ("/to",)}
+    assert tool.output_private
+    assert locked_agent(before).tools["pay"].fields is None
+
+
+def test_a_declared_field_that_no_tool_takes_is_refused_with_those_there_are(clerk: Clerk) -> None:
+    clerk.change("agent.toml", "timeout_s = 20", 'timeout_s = 20\nfields = { destination = ["/two"] }')
+    with pytest.raises(ConfigError, match=r"fields\.destination names '/two'"):
+        clerk.lock()

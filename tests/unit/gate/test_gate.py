@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from inprocess import ALLOW_ALL, ASK_BOOK, BOOK, LOOK, SEND, gate_of, locked_agent, locked_tool, started
 
+from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.locked import Budget, LockedAgent
 from lockstep.errors import AgentStopped, PermitError
 from lockstep.gate.gate import PERMIT_TTL_MS, Describing, Gate
@@ -136,7 +138,7 @@ def receipts_for(agent: LockedAgent, arguments: object, receipt: Receipt) -> dic
 
 def test_the_same_call_again_is_answered_by_the_first_receipt_with_a_note() -> None:
     agent = locked_agent(PAID)
-    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", text="Booked BA1."))
+    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", at_ms=1, text="Booked BA1."))
     again = judge(agent, "book", {"flight": "BA1", "seats": 2}, receipts)
     assert (again.verdict, again.duplicate_of) == ("allow", "r0/1.0")
     assert again.note.startswith("Booked BA1.\n\n[This call was already made (r0/1.0); it was not run again.")
@@ -146,7 +148,7 @@ def test_the_same_call_again_is_answered_by_the_first_receipt_with_a_note() -> N
 
 def test_the_same_call_in_doubt_is_denied_until_that_is_settled() -> None:
     agent = locked_agent(PAID)
-    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", text="", in_doubt=True))
+    receipts = receipts_for(agent, {"flight": "BA1"}, Receipt(where="r0/1.0", at_ms=1, text="", in_doubt=True))
     again = judge(agent, "book", {"flight": "BA1"}, receipts)
     assert (again.verdict, again.error_type) == ("deny", "in_doubt")
     assert "nobody knows yet" in again.note
@@ -223,7 +225,14 @@ def test_anything_that_makes_it_another_call_makes_another_digest() -> None:
 
 
 def allowed(gate: Gate, state: State, call: CallState) -> CallState:
-    return replace(call, phase=Phase.ALLOWED, digest=gate.judge(state, call).digest)
+    verdict = gate.judge(state, call)
+    return replace(
+        call,
+        phase=Phase.ALLOWED,
+        digest=verdict.digest,
+        dedupe_key=verdict.dedupe_key,
+        own_key=verdict.own_key,
+    )
 
 
 def test_a_released_call_has_a_permit_for_exactly_what_was_judged() -> None:
@@ -272,6 +281,27 @@ def test_every_attempt_at_the_same_effect_has_the_same_key(tool: object) -> None
     assert one.key == two.key
     assert one.permit.id != two.permit.id
     assert one.digest != two.digest
+
+
+@pytest.mark.parametrize("ended", [{"freed": True}, {"until_ms": 1}], ids=["freed", "expired"])
+def test_a_call_whose_first_receipt_has_ended_has_another_key_than_the_first(ended: dict[str, Any]) -> None:
+    """A service that knows the first key would answer with the first result and do nothing."""
+    agent = locked_agent(locked_tool("book", Effect.KEYED, schema=FLIGHT))
+    gate, state = gate_of(agent), state_of(agent)
+    first = allowed(gate, state, called("book", {"flight": "BA1"}))
+    over = Receipt(where="r1/1.0", text="booked", **ended)
+    later = replace(state, last_at_ms=NOW, receipts={first.dedupe_key: over})
+    again = allowed(gate, later, called("book", {"flight": "BA1"}, "3.1"))
+    assert again.dedupe_key == first.dedupe_key
+    assert gate.release(later, again, NOW).key not in (first.dedupe_key, gate.release(state, first, NOW).key)
+
+
+def test_calls_of_a_tool_without_deduplication_have_a_key_each() -> None:
+    tool = replace(locked_tool("give", Effect.KEYED), repeats=Repeats(scope="none"))
+    agent = locked_agent(tool)
+    gate, state = gate_of(agent), state_of(agent)
+    keys = {gate.release(state, allowed(gate, state, called("give", {}, each)), NOW).key for each in ("2.0", "3.0")}
+    assert len(keys) == 2
 
 
 # --- permits ---

@@ -12,6 +12,7 @@ from lockstep.values import Digest, Effect, RunId
 
 T0 = 1_000_000
 DIGEST = Digest("3" * 64)
+BOUND = Digest("4" * 64)
 BUDGET = Budget(steps=10, calls=20)
 
 
@@ -68,15 +69,17 @@ def denied(call: str) -> ev.CallJudged:
 
 
 def asked(call: str, expires_at_ms: int = T0 + 1000) -> ev.ApprovalAsked:
-    return ev.ApprovalAsked(call=call, approval=f"a{call}", digest=DIGEST, question="?", expires_at_ms=expires_at_ms)
+    return ev.ApprovalAsked(
+        call=call, approval=f"a{call}", digest=DIGEST, question="?", expires_at_ms=expires_at_ms, bound=BOUND
+    )
 
 
 def given(call: str) -> ev.ApprovalGiven:
-    return ev.ApprovalGiven(call=call, approval=f"a{call}", digest=DIGEST, by="ada")
+    return ev.ApprovalGiven(call=call, approval=f"a{call}", digest=DIGEST, by="ada", bound=BOUND)
 
 
 def refused(call: str, because: str = "", by: str = "ada") -> ev.ApprovalRefused:
-    return ev.ApprovalRefused(call=call, approval=f"a{call}", digest=DIGEST, by=by, because=because)
+    return ev.ApprovalRefused(call=call, approval=f"a{call}", digest=DIGEST, by=by, because=because, bound=BOUND)
 
 
 def intended(call: str) -> ev.EffectIntended:

@@ -184,14 +184,14 @@ def test_a_run_cancelled_between_steps_answers_nothing_twice() -> None:
 def test_the_receipt_of_a_call_is_kept_under_its_key() -> None:
     run = Run()
     run.says(replied("book"), judged("1.0", effect=Effect.ONCE, key="k"), intended("1.0"), settled("1.0", text="BA1"))
-    assert run.state.receipts == {"k": Receipt(where="r1/1.0", text="BA1")}
+    assert run.state.receipts == {"k": Receipt(where="r1/1.0", at_ms=T0, text="BA1")}
 
 
 def test_a_call_that_ran_to_its_end_without_a_usable_result_keeps_its_receipt() -> None:
     run = Run()
     run.says(replied("book"), judged("1.0", effect=Effect.ONCE, key="k"), intended("1.0"))
     run.says(settled("1.0", "result_unusable", "lost"))
-    assert run.state.receipts == {"k": Receipt(where="r1/1.0", text="lost")}
+    assert run.state.receipts == {"k": Receipt(where="r1/1.0", at_ms=T0, text="lost")}
 
 
 def test_a_failed_call_keeps_no_receipt_so_that_it_may_be_tried_again() -> None:
@@ -213,7 +213,7 @@ def test_an_effect_that_may_have_happened_is_in_doubt_for_the_session_when_its_r
     if doubted:
         run.says(ev.EffectDoubted(call="1.0", why="lost"))
     run.says(CANCELLED)
-    assert run.state.receipts == {"k": Receipt(where="r1/1.0", text="", in_doubt=True)}
+    assert run.state.receipts == {"k": Receipt(where="r1/1.0", at_ms=T0, text="", in_doubt=True)}
 
 
 def test_an_intent_that_may_be_repeated_does_not_block_its_key() -> None:
@@ -223,7 +223,9 @@ def test_an_intent_that_may_be_repeated_does_not_block_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "happened, receipts", [(True, {"k": Receipt(where="r1/1.0", text="it did")}), (False, {})], ids=["did", "did not"]
+    "happened, receipts",
+    [(True, {"k": Receipt(where="r1/1.0", at_ms=T0, text="it did")}), (False, {})],
+    ids=["did", "did not"],
 )
 def test_reconciling_settles_the_receipt(happened: bool, receipts: dict[str, Receipt]) -> None:
     run = Run()
@@ -236,7 +238,7 @@ def test_reconciling_settles_the_receipt(happened: bool, receipts: dict[str, Rec
 
 
 def test_receipts_of_earlier_runs_stay_and_are_never_changed_in_place() -> None:
-    before = {"old": Receipt(where="r0/1.0", text="LH2")}
+    before = {"old": Receipt(where="r0/1.0", at_ms=T0, text="LH2")}
     run = Run(receipts=before)
     run.says(replied("book"), judged("1.0", effect=Effect.ONCE, key="k"), intended("1.0"), settled("1.0"))
     assert set(run.state.receipts) == {"old", "k"}

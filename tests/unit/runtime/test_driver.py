@@ -17,6 +17,7 @@ from inprocess import (
     ASK_BOOK,
     Functions,
     ListedModel,
+    answer,
     call,
     driver_of,
     locked_agent,
@@ -29,7 +30,7 @@ from inprocess import (
 )
 
 from lockstep.agent.locked import Budget
-from lockstep.errors import FenceConflict, JournalCorrupt, PermitError, RunError, StoreFull
+from lockstep.errors import ApprovalError, FenceConflict, JournalCorrupt, PermitError, RunError, StoreFull
 from lockstep.gate.permit import Permit
 from lockstep.journal import events as ev
 from lockstep.journal.codec import pack, unpack
@@ -37,9 +38,9 @@ from lockstep.journal.port import Entry, Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.decide import CRASH_LIMIT
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.model.port import AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
+from lockstep.model.port import AskedCall, AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
 from lockstep.runtime import answers, driver
-from lockstep.runtime.answers import answer_approval, cancel, settle
+from lockstep.runtime.answers import cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, unfinished, waiting
 from lockstep.tools.port import Outcome, PermittedCall
@@ -550,7 +551,7 @@ def test_a_run_that_brings_the_driver_down_before_it_gets_anywhere_is_stopped_in
 
 
 def test_a_session_carries_earlier_runs_into_the_prompt_in_order(path: Path) -> None:
-    model = ListedModel(reply(call("look")), reply(text="Seen."))
+    model = ListedModel(reply(AskedCall(provider_id="", name="look", arguments="{}")), reply(text="Seen."))
 
     async def work(journal: SQLiteJournal) -> None:
         driving = driver_of(journal, model, Functions(look=lambda _: ok("BA1")))
@@ -730,7 +731,7 @@ def test_an_approved_call_runs_after_a_restart_and_costs_nothing_meanwhile(path:
         return state.run, item.call.approval
 
     async def approve(journal: SQLiteJournal) -> State:
-        await answer_approval(journal, approval, given=True, by="ada")
+        await answer(journal, approval, given=True, by="ada")
         assert waiting(await unfinished(journal)) == []
         return await read_state(journal, run)
 
@@ -752,11 +753,11 @@ def test_an_approval_is_given_once_and_only_by_its_name(path: Path) -> None:
         approval = state.call("1.0").approval
         for name in ("a0000", "", approval[:-1], approval.upper()):
             with pytest.raises(RunError, match="is waiting"):
-                await answer_approval(journal, name, given=True, by="eve")
-        await answer_approval(journal, approval, given=True, by="ada")
+                await answer(journal, name, given=True, by="eve")
+        await answer(journal, approval, given=True, by="ada")
         for given in (True, False):
-            with pytest.raises(RunError, match=f"No approval {approval} is waiting"):
-                await answer_approval(journal, approval, given=given, by="eve")
+            with pytest.raises(ApprovalError, match=f"{approval} was already answered by ada, who approved it"):
+                await answer(journal, approval, given=given, by="eve")
 
     during(path, work)
 
@@ -767,13 +768,14 @@ def test_of_two_answers_at_once_one_counts(path: Path) -> None:
     async def work(journal: SQLiteJournal) -> list[Any]:
         state = await run_of(asking(journal, model, Functions()))
         approval = state.call("1.0").approval
-        yes = answer_approval(journal, approval, given=True, by="ada")
-        no = answer_approval(journal, approval, given=False, by="eve")
+        yes = answer(journal, approval, given=True, by="ada")
+        no = answer(journal, approval, given=False, by="eve")
         return list(await asyncio.gather(yes, no, return_exceptions=True))
 
     outcomes = during(path, work)
     assert [type(each) for each in outcomes].count(State) == 1
-    assert [type(each) in (FenceConflict, RunError) for each in outcomes].count(True) == 1
+    (late,) = [each for each in outcomes if isinstance(each, ApprovalError)]
+    assert "was already answered by" in late.message
 
 
 def test_a_refusal_and_its_reason_are_shown_to_the_model(path: Path) -> None:
@@ -782,7 +784,7 @@ def test_a_refusal_and_its_reason_are_shown_to_the_model(path: Path) -> None:
     async def work(journal: SQLiteJournal) -> State:
         driving = asking(journal, model, tools)
         state = await run_of(driving)
-        await answer_approval(journal, state.call("1.0").approval, given=False, by="ada", because="too expensive")
+        await answer(journal, state.call("1.0").approval, given=False, by="ada", because="too expensive")
         return await driving.resume(state.run, by="ada")
 
     assert during(path, work).output == "Then not."
@@ -801,7 +803,7 @@ def test_an_expired_approval_cannot_be_given_and_the_run_goes_on_without(
         for module in (driver, answers):
             monkeypatch.setattr(module, "now_ms", lambda: now_ms() + 3_600_001)
         with pytest.raises(RunError, match="has expired") as caught:
-            await answer_approval(journal, state.call("1.0").approval, given=True, by="ada")
+            await answer(journal, state.call("1.0").approval, given=True, by="ada")
         assert f"lockstep resume {state.run}" in caught.value.remedy
         state = await driving.resume(state.run, by="ada")
         assert state.output == "Then not."
@@ -837,9 +839,9 @@ def test_two_calls_that_wait_are_answered_one_by_one(path: Path) -> None:
         driving = driver_of(journal, model, tools, locked_agent(look, policy=ASK_BOOK))
         state = await run_of(driving)
         first, second = (each.approval for each in state.calls)
-        await answer_approval(journal, second, given=True, by="ada")
+        await answer(journal, second, given=True, by="ada")
         assert (await driving.resume(state.run, by="ada")).status is Status.SUSPENDED
-        await answer_approval(journal, first, given=False, by="ada")
+        await answer(journal, first, given=False, by="ada")
         assert (await driving.resume(state.run, by="ada")).stop_reason == "completed"
 
     during(path, work)
@@ -1020,7 +1022,7 @@ def test_arguments_that_were_changed_in_the_record_after_the_approval_do_not_run
 
     async def ask(journal: SQLiteJournal) -> RunId:
         state = await run_of(asking(journal, model, tools))
-        await answer_approval(journal, state.call("1.0").approval, given=True, by="ada")
+        await answer(journal, state.call("1.0").approval, given=True, by="ada")
         return state.run
 
     run = during(path, ask)

@@ -323,3 +323,35 @@ def test_a_deliberate_repeat_asks_a_person_has_a_key_of_its_own_and_hides_the_fi
     during(tmp_path, work)
     assert len({each.key for each in tools.calls}) == len(tools.calls) == 4
     assert all("again" not in each.arguments for each in tools.calls)
+
+
+@pytest.mark.parametrize("how", ["lost", "killed"])
+def test_a_keyed_call_whose_first_attempt_may_have_happened_is_in_doubt_when_the_next_fails(
+    tmp_path: Path, how: str
+) -> None:
+    """The failure of one attempt says nothing about another."""
+
+    def pay(asked: PermittedCall) -> Outcome:
+        attempts.append(asked.key)
+        if len(attempts) > 1:
+            return Outcome(kind="tool_error", text="the card was refused")
+        if how == "killed":
+            raise ConnectionError("the process ended here")
+        return lost()
+
+    attempts: list[str] = []
+    keyed = locked_tool("pay", Effect.KEYED)
+
+    async def work(journal: SQLiteJournal) -> State:
+        driving = asking("pay", agent=locked_agent(keyed), journal=journal, tools=Functions(pay=pay), sleep=Waits())
+        run = await driving.start(started())
+        try:
+            return await driving.advance(run)
+        except ConnectionError:
+            return await driving.resume(run, by="ada")
+
+    state = during(tmp_path, work)
+    assert (state.status, state.calls[0].phase) == (Status.SUSPENDED, Phase.DOUBTED)
+    assert state.calls[0].why_doubted.endswith("the card was refused")
+    assert len(attempts) == 2
+    assert len(set(attempts)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from inprocess import (
     LOOK,
     Functions,
     ListedModel,
+    answer,
     call,
     driver_of,
     locked_agent,
@@ -29,8 +31,9 @@ from lockstep.journal import events as ev
 from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import Left, Receipt, State, Status
+from lockstep.kernel.usage import Usage
 from lockstep.runtime import driver
-from lockstep.runtime.answers import answer_approval, cancel, settle
+from lockstep.runtime.answers import cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.runtime.reading import Unreadable, read_row, unfinished, verify_run, waiting
@@ -83,8 +86,8 @@ def test_a_run_that_cannot_be_read_hides_no_other_and_says_why(broken: Path) -> 
         (item,) = waiting(await unfinished(journal))
         assert item.state == second
         with pytest.raises(RunError, match=f"What waits in {first.row.run} cannot be read"):
-            await answer_approval(journal, "a0000", given=True, by="ada")
-        await answer_approval(journal, item.call.approval, given=True, by="ada")
+            await answer(journal, "a0000", given=True, by="ada")
+        await answer(journal, item.call.approval, given=True, by="ada")
         assert (await asking(journal).resume(second.run, by="ada")).stop_reason == "completed"
 
     during(broken, work)
@@ -249,13 +252,15 @@ def test_kept_receipts_that_the_events_do_not_bear_out_are_found_by_verifying(pa
 def test_receipts_read_back_as_they_were_or_not_at_all(text: str) -> None:
     run = RunId("r1")
     receipts = {
-        "k2": Receipt(where="r1/1.0", text=text, until_ms=5, freed_by=("t1", "t2")),
-        "k1": Receipt(where="r1/2.0", text="", in_doubt=True),
+        "k2": Receipt(where="r1/1.0", at_ms=4, text=text, until_ms=5, freed_by=("t1", "t2"), freed=True),
+        "k1": Receipt(where="r1/2.0", at_ms=6, text="", in_doubt=True),
     }
-    left = Left(receipts=receipts, freed=frozenset({"t3"}))
+    used = Usage(runs=1, steps=3, tokens=40, cost_usd=Decimal("0.0125"), cost_known=False, by_tool={"book": 2})
+    left = Left(receipts=receipts, freed={"t3": 6}, used=used)
     extract = extract_of(left)
     assert left_in(run, extract) in ((None,) if "\ud83d" in text else (left,))
     assert left_in(RunId("r2"), extract) is None
-    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":2', b'"schema":3')):
+    for other in (None, b"", b"{}", b"\xff", extract[:-1], extract.replace(b'"schema":5', b'"schema":6')):
         assert left_in(run, other) is None
-    assert left_in(run, extract_of(Left(receipts={}))) == Left(receipts={})
+    empty = Left(receipts={}, used=Usage(runs=1))
+    assert left_in(run, extract_of(empty)) == empty

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import ASK_BOOK, Functions, ListedModel, call, driver_of, locked_agent, ok, reply, started, types_of
+from inprocess import (
+    ASK_BOOK,
+    BOOK,
+    Functions,
+    ListedModel,
+    answer,
+    call,
+    driver_of,
+    locked_agent,
+    ok,
+    reply,
+    started,
+    types_of,
+)
 
+from lockstep.agent.effect_spec import Repeats
+from lockstep.agent.locked import LockedTool
 from lockstep.errors import AgentStopped, StoreError
+from lockstep.gate.permit import Permit
 from lockstep.journal import events as ev
 from lockstep.journal.port import Stop
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.stops import StopBook
 from lockstep.kernel.state import Phase, State, Status
-from lockstep.runtime.answers import answer_approval, settle
+from lockstep.runtime.answers import settle
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import now_ms
 
@@ -26,10 +43,10 @@ WAIT_S = 30
 class World:
     """A store, a driver on it, and a second hand at the kill switch."""
 
-    def __init__(self, journal: SQLiteJournal, model: Any, tools: Functions, **agent: Any) -> None:
+    def __init__(self, journal: SQLiteJournal, model: Any, tools: Functions, *kept: LockedTool, **agent: Any) -> None:
         self.journal = journal
         self.tools = tools
-        self.driver = driver_of(journal, model, tools, locked_agent(**agent))
+        self.driver = driver_of(journal, model, tools, locked_agent(*kept, **agent))
         self.book = StopBook.open(journal.directory)
 
     def stop(self) -> None:
@@ -181,8 +198,8 @@ def test_nothing_begins_goes_on_or_is_approved_while_it_is_stopped_but_may_be_re
         with pytest.raises(AgentStopped):
             await world.driver.resume(run, by="ada")
         with pytest.raises(AgentStopped):
-            await answer_approval(journal, approval, given=True, by="ada")
-        await answer_approval(journal, approval, given=False, by="ada")
+            await answer(journal, approval, given=True, by="ada")
+        await answer(journal, approval, given=False, by="ada")
         world.start()
         return await world.driver.resume(run, by="ada")
 
@@ -247,3 +264,23 @@ def test_the_suspension_says_its_reason_in_the_record(tmp_path: Path) -> None:
     event = during(tmp_path, work)
     assert isinstance(event, ev.RunSuspended)
     assert (event.reason, event.call) == ("agent_stopped", "")
+
+
+def test_a_late_call_that_is_broken_off_is_in_doubt_from_then_on_and_not_from_its_deadline(tmp_path: Path) -> None:
+    """A probe that does not find it decides only some time after it has ended."""
+    late = replace(BOOK, repeats=Repeats(late_s=60.0))
+
+    class Waited(Functions):
+        async def call(self, asked: PermittedCall, permit: Permit, on_overdue: Callable[[], None]) -> Outcome:  # type: ignore[override]
+            on_overdue()
+            return await super().call(asked, permit)
+
+    async def work(journal: SQLiteJournal) -> tuple[State, list[str]]:
+        slow = Slow()
+        world = slow.world = World(journal, ListedModel(reply(call("book"))), Waited(book=slow), late)
+        state = await world.driver.advance(await world.driver.start(started()))
+        return state, types_of(await journal.read(state.run))
+
+    state, types = during(tmp_path, work)
+    assert types[-3:] == ["effect.doubted", "effect.doubted", "run.suspended"]
+    assert "did not answer within" in state.calls[0].why_doubted

@@ -1,0 +1,152 @@
+"""Approvals at the terminal: what waits, the answer to one, and the question at the end of `run`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lockstep.cli.asking import print_question, question_as_json
+from lockstep.cli.report import FINISHED, unreadable_as_json, waiting_as_json
+from lockstep.cli.show import unreadable_text
+from lockstep.cli.stores import existing, looking
+from lockstep.cli.terminal import account, console, is_interactive, one_line, plain, print_json, read_line, user
+from lockstep.errors import ApprovalError, LockError, StoreBusy
+from lockstep.journal.events import RunStarted
+from lockstep.journal.port import Journal
+from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.runtime.answers import Answer, answer_approval
+from lockstep.runtime.driver import Driver
+from lockstep.runtime.questions import Question, question_of
+from lockstep.runtime.reading import Unreadable, Waiting, read_run, unfinished, waiting
+from lockstep.values import RunId
+from lockstep.wiring.approving import agent_of, terms_now
+
+_BUSY_S = 3.0
+"""How long an answer waits for whoever writes to the store at this moment."""
+
+
+async def approvals(store: Path | None, json: bool) -> int:
+    async with looking(store) as journal:
+        open_runs = await unfinished(journal)
+        items = [(item, await _question(journal, item.state, item.call)) for item in waiting(open_runs)]
+    if json:
+        listed = [waiting_as_json(item) | (question_as_json(asked) if asked else {}) for item, asked in items]
+        print_json({"waiting": listed, "unreadable": unreadable(open_runs)})
+        return FINISHED
+    out = console()
+    for item, asked in items:
+        _print_waiting(out, item, asked)
+    broken = [run for run in open_runs if isinstance(run, Unreadable)]
+    for run in broken:
+        out.print(f"[red]unreadable[/] run {run.row.run} for {plain(run.row.principal)}: {unreadable_text(run)}")
+    if not items:
+        out.print("nothing waits for a person" if not broken else "nothing else waits for a person")
+    return FINISHED
+
+
+def unreadable(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
+    """Those of the runs that cannot be read, for JSON."""
+    return [unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
+
+
+def _print_waiting(out: Console, item: Waiting, asked: Question | None) -> None:
+    call, state = item.call, item.state
+    if call.phase is Phase.DOUBTED:
+        named = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
+        out.print(f"[yellow]in doubt[/] run {state.run} for {plain(state.principal)}: {named}")
+        out.print(f"    {plain(call.why_doubted)}")
+        return
+    if asked is not None:
+        print_question(out, asked)
+        return
+    named = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
+    out.print(f"[yellow]{call.approval}[/] run {state.run} for {plain(state.principal)}: {named}")
+    out.print(f"    {plain(call.question)}")
+
+
+async def _question(journal: Journal, state: State, call: CallState) -> Question | None:
+    """What is asked; None of a call in doubt, or where the run's own lock is not readable."""
+    if call.phase is not Phase.WAITING:
+        return None
+    recorded = await read_run(journal, state.run)
+    started = recorded[0].event
+    assert isinstance(started, RunStarted)
+    try:
+        agent = agent_of(started)
+    except LockError:
+        return None
+    return question_of(state, call, recorded, agent)
+
+
+async def answer(store: Path | None, approval: str, said: Answer) -> tuple[RunId, bool]:
+    """Record an answer; the run, and whether it can go on now."""
+    async with _opened_soon(store) as journal:
+        state = await answer_approval(journal, approval, said, terms_now)
+    word = "approved" if said.given else "refused"
+    call = next(each for each in state.all_calls if each.approval == approval)
+    left = call.approvers - len(call.approvals)
+    if call.phase is Phase.WAITING:
+        who = "1 more person" if left == 1 else f"{left} more people"
+        console().print(f"{word} {approval} as {plain(said.by)}; {who} must approve it")
+        return state.run, False
+    console().print(f"{word} {approval}; `lockstep resume {state.run}` drives the run on")
+    return state.run, True
+
+
+@asynccontextmanager
+async def _opened_soon(store: Path | None) -> AsyncIterator[Journal]:
+    """The store to write, also when another answer is being written at this moment."""
+    where, until = existing(store), time.monotonic() + _BUSY_S
+    while True:
+        try:
+            journal = where.journal()
+            break
+        except StoreBusy:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.05)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state: State, json: bool) -> State:
+    """Ask the person at the terminal about each approval; without a terminal the run stays suspended."""
+    while state.status is Status.SUSPENDED and not json and is_interactive():
+        call = next((c for c in state.calls if c.phase is Phase.WAITING and user() not in c.approvals), None)
+        if call is None:
+            break
+        out.print()
+        if asked := await _question(journal, state, call):
+            print_question(out, asked)
+        else:
+            out.print(f"  {plain(call.question)} [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
+        said = await _said(out)
+        if said is None:
+            break
+        try:
+            state = await answer_approval(journal, call.approval, said, terms_now)
+        except (ApprovalError, LockError) as refused:
+            out.print(f"[red]{plain(refused.message)}[/] {plain(refused.remedy)}")
+            break
+        state = await driver.resume(state.run, by=user())
+    return state
+
+
+async def _said(out: Console) -> Answer | None:
+    """What was typed: `y` or `n`, and behind it a reason if there is one; None leaves it waiting."""
+    typed = await read_line(out, "  approve? \\[y]es, \\[n]o, anything else leaves it waiting: ") or ""
+    word, _, because = typed.strip().partition(" ")
+    if word.lower() not in ("y", "yes", "n", "no"):
+        return None
+    given = word.lower().startswith("y")
+    if not given and not because:
+        because = await read_line(out, "  because: ") or ""
+    return Answer(given=given, by=user(), because=because.strip(), login=account())
