@@ -19,8 +19,8 @@ LIMIT ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate airline duplicates injections hostile
-.PHONY: relock clean
+.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
+.PHONY: injections hostile conformance relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ bench-gate:  ## what the gate costs a call: schema, provenance, receipts and pol
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python bench/gate.py
 
+bench-gateway:  ## what the gateway adds to a call, beside the SDK's own server
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python bench/gateway.py
+
 airline:  ## recorded gpt-4o conversations through loop, gate and sandbox; RECORDING=file LIMIT=n
 	@$(PYTHON) scripts/setup.py --dev
 	@.venv/bin/python examples/airline/replay.py --recording "$(or $(RECORDING),$(AIRLINE))" $(if $(LIMIT),--limit $(LIMIT))
@@ -76,6 +80,10 @@ duplicates:  ## repeated calls in recorded conversations: caught, let through, s
 hostile:  ## hostile payloads against every isolation backend of this machine, as a table
 	@$(PYTHON) scripts/setup.py --dev
 	@.venv/bin/python tests/security/hostile.py
+
+conformance:  ## the protocol's conformance suite against the gateway; needs npm
+	@$(PYTHON) scripts/setup.py --dev
+	@.venv/bin/python scripts/conformance.py
 
 relock:  ## requirements/*.lock again from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) scripts/setup.py --dev --no-system

@@ -36,7 +36,7 @@ from lockstep.model.port import (
 from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.runtime.driver import Driver
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import Digest, Effect, JsonObject, RunId, Tier, digest_json, now_ms
+from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json, now_ms
 
 ALLOW_ALL = "permit (principal, action, resource);\n"
 ASK_BOOK = ALLOW_ALL + '@ask("Book it?") forbid (principal, action == Action::"book", resource);'
@@ -189,7 +189,7 @@ class Functions:
         self.calls: list[PermittedCall] = []
         self.permits: list[Permit] = []
         self.swept = 0
-        self.ended: list[RunId] = []
+        self.ended: list[str] = []
 
     async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         permit.redeem(call.digest, now_ms())
@@ -204,8 +204,8 @@ class Functions:
         outcome = function(call)
         return outcome if isinstance(outcome, Outcome) else await outcome
 
-    async def end(self, run: RunId) -> None:
-        self.ended.append(run)
+    async def end(self, kept_for: str) -> None:
+        self.ended.append(kept_for)
 
     async def sweep(self) -> None:
         self.swept += 1

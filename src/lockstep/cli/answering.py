@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lockstep.cli.stores import existing, looking
 from lockstep.cli.terminal import account, console, is_interactive, one_line, plain, print_json, read_line, user
 from lockstep.errors import ApprovalError, LockError, StoreBusy
 from lockstep.journal.events import RunStarted
+from lockstep.journal.inbox import Answer as Left
+from lockstep.journal.inbox import Inbox
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.answers import Answer, answer_approval
@@ -86,9 +89,12 @@ async def _question(journal: Journal, state: State, call: CallState) -> Question
 
 async def answer(store: Path | None, approval: str, said: Answer) -> tuple[RunId, bool]:
     """Record an answer; the run, and whether it can go on now."""
+    word = "approved" if said.given else "refused"
+    if Inbox(existing(store).directory).leave(Left(approval=approval, **asdict(said))):
+        console().print(f"{word} {approval}; the gateway that serves this agent takes it from here")
+        return RunId(""), False
     async with _opened_soon(store) as journal:
         state = await answer_approval(journal, approval, said, terms_now)
-    word = "approved" if said.given else "refused"
     call = next(each for each in state.all_calls if each.approval == approval)
     left = call.approvers - len(call.approvals)
     if call.phase is Phase.WAITING:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from lockstep.cli import approving, oversight, tooling
+from lockstep.cli import approving, oversight, serving, tooling
 from lockstep.cli.ending import finish, say
 from lockstep.cli.options import AgentDir, ByOption, JsonOption, RunArg, StoreOption
 
@@ -211,6 +211,7 @@ def setup(
 oversight.add_to(app)
 approving.add_to(app)
 tooling.add_to(app)
+serving.add_to(app)
 
 
 def main() -> None:

@@ -137,6 +137,12 @@ class Gate:
             principal_may_approve=asked.principal_may_approve,
         )
 
+    def offered(self, principal: str) -> frozenset[str]:
+        """The tools that policy may permit this principal; of the others it permits no call at all."""
+        return frozenset(
+            name for name in self.agent.tools if self._policies.may_permit(principal, name, self.agent.name)
+        )
+
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
 

@@ -68,6 +68,7 @@ class Policies:
         self._cedar = cedarpy
         self._all = cedarpy.PolicySet.from_str(_joined(self.policies))
         self._unasked = cedarpy.PolicySet.from_str(_joined(each for each in self.policies if each.question is None))
+        self._scopes = cedarpy.PolicySet.from_str("\n".join(map(_scope, filter(_final, self.policies))))
         self._no_entities = cedarpy.Entities.from_json_str("[]")
         self._reads = frozenset(path for policy in self.policies for path in policy.reads)
         self._contexts: dict[str, tuple[JsonObject, Record]] = {}
@@ -123,6 +124,21 @@ class Policies:
             reason = f"No policy permits `{request.tool}` here, so there is nothing to ask a person."
             return PolicyDecision(verdict="deny", policies=_names(determining), reasons=(reason,))
         return _decision("ask", determining, "asks a person first")
+
+    def may_permit(self, principal: str, tool: str, agent: str) -> bool:
+        """Whether any call of this tool might be permitted: by scopes alone, as if every condition were as it should.
+
+        Never false for a call that `decide` would allow or ask about.
+        """
+        if not all(map(is_unicode, (principal, tool, agent))):
+            return False
+        question = {
+            "principal": {"type": "User", "id": principal},
+            "action": {"type": "Action", "id": tool},
+            "resource": {"type": "Agent", "id": agent},
+            "context": "{}",
+        }
+        return bool(self._cedar.is_authorized(question, self._scopes, self._no_entities).allowed)
 
     def _question_for_cedar(self, request: PolicyRequest) -> dict[str, Any]:
         for text in (request.principal, request.tool, request.agent):
@@ -184,6 +200,21 @@ def _decision(verdict: Literal["allow", "deny", "ask"], policies: Sequence[Polic
         question="\n".join(questions),
         approvers=max((policy.approvers for policy in policies), default=1),
     )
+
+
+def _final(policy: Policy) -> bool:
+    """Whether its scope alone says something: of a `forbid` only when it has no condition and asks nobody."""
+    return policy.effect == "permit" or (policy.question is None and not policy.conditional)
+
+
+def _scope(policy: Policy) -> str:
+    """The policy without its conditions."""
+    import cedarpy  # lazy: see `Policies`
+
+    form = json.loads(cedarpy.policies_to_json_str(policy.text))
+    for each in form["staticPolicies"].values():
+        each |= {"conditions": [], "annotations": {}}
+    return str(cedarpy.policies_from_json_str(json.dumps(form)))
 
 
 def _names(policies: Iterable[Policy]) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ class Policy:
     reads: frozenset[Path] = field(repr=False)
     tools: frozenset[str] | None = field(repr=False)
     """The tools its scope names; None when it names none and so means all."""
+    conditional: bool = field(repr=False)
+    """Whether it has a `when` or `unless`."""
 
     @property
     def place(self) -> str:
@@ -137,6 +139,7 @@ def _read_policy(piece: _Piece) -> Policy:
         text=piece.text,
         reads=paths_read(policy["conditions"]),
         tools=_tools_in_scope(policy["action"]),
+        conditional=bool(policy["conditions"]),
     )
 
 

@@ -37,6 +37,8 @@ class RunStarted:
     """A model given for this run in place of the lock's; also makes the run unlocked."""
     approve: str = "ask"
     """What answers approvals: `ask`, `all` or `none`."""
+    client: str = ""
+    """Of a run that is one call of a client (an editor, another framework): its name. No model is asked then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

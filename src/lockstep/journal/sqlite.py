@@ -55,16 +55,18 @@ _ALL_NUMBERS = 2**63 - 1
 class SQLiteJournal:
     """A journal in `directory`. Use `open` to write, `open_readonly` to look while another process writes."""
 
-    def __init__(self, directory: Path, *, lock_fd: int | None) -> None:
+    def __init__(self, directory: Path, *, lock_fd: int | None, full_sync: bool = True) -> None:
         self.directory = directory
+        self._full_sync = full_sync
         self._lock_fd = lock_fd
         self._reader = connect(directory / DATABASE, readonly=lock_fd is None)
         self._writer: GroupWriter | None = None
         self._closed = False
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
-        """Open for writing, creating and migrating the store as needed.
+    def open(cls, directory: Path, *, full_sync: bool = True) -> Self:
+        """Open for writing, creating and migrating the store as needed. Without `full_sync` a power cut, though no
+        end of the process, may cost the newest events.
 
         Raises:
             StoreBusy: another process holds the store.
@@ -79,7 +81,7 @@ class SQLiteJournal:
             ) from error
         try:
             migrate(directory / DATABASE)
-            return cls(directory, lock_fd=lock_fd)._whole()
+            return cls(directory, lock_fd=lock_fd, full_sync=full_sync)._whole()
         except BaseException:
             os.close(lock_fd)
             raise
@@ -241,7 +243,7 @@ class SQLiteJournal:
         if self._closed:
             raise StoreError("The store is closed.")
         if self._writer is None:
-            self._writer = GroupWriter(self.directory)
+            self._writer = GroupWriter(self.directory, full_sync=self._full_sync)
         return self._writer
 
     def _event(self, run: RunId, seq: int, kind: str, body: bytes) -> Event:

@@ -60,9 +60,12 @@ class GroupWriter:
         StoreError: the database cannot be opened to write.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, full_sync: bool = True) -> None:
+        """Without `full_sync` a commit survives the end of the process, but the last ones not that of the machine."""
         self._directory = directory
         self._connection = connect(directory / DATABASE, readonly=False)
+        if not full_sync:
+            self._connection.execute("PRAGMA synchronous=NORMAL")
         self._heads: dict[RunId, _Head] = {}
         """Of runs that were written to and have not finished."""
         self._queue: SimpleQueue[Append | Keep | None] = SimpleQueue()

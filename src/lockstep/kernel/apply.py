@@ -74,6 +74,7 @@ def _run_started(state: State, event: ev.RunStarted, at_ms: int) -> _Changes:
         "previous": event.previous,
         "unlocked": event.unlocked,
         "approve": event.approve,
+        "client": event.client,
         "started_at_ms": at_ms,
         "transcript": state.transcript.add(UserMessage(text=event.input)),
     }

@@ -115,6 +115,8 @@ def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Locked
             return Finish("sandbox_unavailable", call.text)
     if any(call.open for call in state.calls):
         return _on_calls(state, budget, now_ms, tools or {})
+    if state.client:
+        return Finish("completed")
     if state.replied:
         return _answer(state)
     return _over_budget(state, budget, now_ms) or _infer(state, budget, now_ms)

@@ -194,6 +194,8 @@ class State:
     """The earlier runs that the transcript begins with, oldest first."""
     unlocked: bool = False
     approve: str = "ask"
+    client: str = ""
+    """Whose one call the run is; empty where a model is asked."""
     started_at_ms: int = 0
     last_at_ms: int = 0
     waited_ms: int = 0

@@ -27,9 +27,19 @@ from lockstep.kernel.apply import apply, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
-from lockstep.model.port import Model, Settings
+from lockstep.model.port import AskedCall, Model, Settings
 from lockstep.runtime.elsewhere import Elsewhere
-from lockstep.runtime.outcomes import answer_of_probe, answered, doubted, finished, joined, replied, retried, settled
+from lockstep.runtime.outcomes import (
+    answer_of_probe,
+    answered,
+    called,
+    doubted,
+    finished,
+    joined,
+    replied,
+    retried,
+    settled,
+)
 from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
@@ -123,6 +133,7 @@ class Driver:
         self._stops = StopWatch(journal, agent.name)
         self._elsewhere = Elsewhere(journal)
         self._definitions = definitions(agent)
+        self._opening = opening(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
         self._spending = Spending(journal, agent.name, agent.budget)
         self._starting: set[str] = set()
@@ -161,14 +172,47 @@ class Driver:
         async with self._beginning:  # so that of two runs the second counts the first
             at_ms = now_ms()
             run = new_run_id(at_ms)
-            if self._spending.counts:
-                place = Place(session=started.session, principal=started.principal, at_ms=at_ms)
-                await self._spending.read(place)
-                self._spending.require_room(place)
+            place = await self._room(started, at_ms)
             await self._journal.append(run, 1, [(at_ms, started)])
-            if self._spending.counts:
+            if place is not None:
                 self._spending.begun(run, place)
         return run
+
+    async def _room(self, started: ev.RunStarted, at_ms: int) -> Place | None:
+        """Where a new run counts, now that there is room for it; None where nothing is counted."""
+        if not self._spending.counts:
+            return None
+        place = Place(session=started.session, principal=started.principal, at_ms=at_ms)
+        await self._spending.read(place)
+        self._spending.require_room(place)
+        return place
+
+    def offered(self, principal: str) -> frozenset[str]:
+        """The tools that policy may permit this principal, whatever the arguments."""
+        return self._gate.offered(principal)
+
+    async def begin(self, started: ev.RunStarted, history: History, asked: AskedCall | None = None) -> State:
+        """Drive a new run of a session whose history the caller keeps, until it finishes or waits.
+
+        With `asked` it is one call of a client: recorded as what a model would have asked, and then judged, run and
+        recorded like every call. `started.client` names the client, and the kernel asks no model.
+
+        Raises:
+            AgentStopped: somebody stopped the agent; nothing was recorded.
+            BudgetError: what its session, principal or day may use is used up; nothing was recorded.
+        """
+        require_running(self._journal, self.agent.name)
+        async with self._beginning:
+            run = new_run_id(now_ms())
+            place = await self._room(started, now_ms())
+            if place is not None:
+                self._spending.begun(run, place)
+        opened = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
+        live = _Live(self._journal, self._watcher, opened)
+        live.record(started)
+        if asked is not None:
+            live.record(called(started.client, asked))
+        return await self._drive(live)
 
     async def advance(self, run: RunId) -> State:
         """Drive a run that was just started until it finishes or waits; one that was driven before is resumed."""
@@ -212,7 +256,7 @@ class Driver:
             history = await self._history(first.session, first.previous, before=run)
             place = Place(session=first.session, principal=first.principal, at_ms=recorded[0].at_ms)
             await self._spending.read(place)
-        begin = start(run, opening(self.agent, history.messages), history.receipts, history.emitted)
+        begin = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
         return _Live(self._journal, self._watcher, fold(begin, recorded))
 
     async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:
@@ -225,13 +269,14 @@ class Driver:
                     await self._perform(live, command)
                 await live.flush()
         except AgentStopped as stopped:
-            await self._tools.end(live.state.run)  # nothing of the run runs on when its suspension is recorded
+            await self._tools.end(_kept_for(live.state))  # nothing of it runs on when its suspension is recorded
             for event in halted(live.state, stopped):
                 live.record(event)
             await live.flush()
         finally:
             self._spending.rests(live.state)
-            await self._tools.end(live.state.run)
+            if not live.state.client:  # what serves a client's session goes on serving it
+                await self._tools.end(live.state.run)
         return live.state
 
     def _informed(self, live: _Live) -> State:
@@ -362,6 +407,7 @@ class Driver:
             arguments=release.arguments,
             digest=release.digest,
             key=release.key,
+            kept_for=_kept_for(state),
         )
         return item, release.permit
 
@@ -395,6 +441,10 @@ class Driver:
 def _in_doubt(call: CallState, outcome: Outcome) -> bool:
     """Whether nobody knows if the call happened: a failure says so only of its own attempt."""
     return outcome.unknown or (call.unsure and outcome.kind not in ("ok", "result_unusable"))
+
+
+def _kept_for(state: State) -> str:
+    return state.session if state.client else state.run
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

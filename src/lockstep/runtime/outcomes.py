@@ -9,9 +9,12 @@ from lockstep.journal.attachments import pack
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import JOINED
 from lockstep.kernel.state import CallState, Receipt, State
-from lockstep.model.port import Failure, Reply
+from lockstep.model.port import AskedCall, Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import format_usd
+
+CLIENT = "mcp-client"
+"""What stands as the provider where a client asked for a call and no model did."""
 
 
 def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev.Event:
@@ -45,6 +48,14 @@ def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev
         reasoning_tokens=answer.usage.reasoning_tokens,
         cost_usd=format_usd(answer.cost_usd),
         price_book=answer.price_book,
+    )
+
+
+def called(client: str, asked: AskedCall) -> ev.ModelReplied:
+    """A client's call, as the reply of a model that asks for this and nothing else; it costs nothing."""
+    call = ev.Asked(id="1.0", provider_id=asked.provider_id, name=asked.name, arguments=asked.arguments)
+    return ev.ModelReplied(
+        step=1, calls=(call,), model=client, provider=CLIENT, finish_reason="tool_calls", cost_usd="0"
     )
 
 

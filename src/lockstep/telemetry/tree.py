@@ -154,8 +154,8 @@ class _Builder:
         return self._root, Spent(total=self._root.duration_ms, tools=tools, sandbox_start=starts, **self._spent)
 
     def _model(self, event: ev.ModelReplied | ev.ModelFailed, at: int) -> None:
-        if self._step is None:
-            return
+        self._enter(event.step, at)  # begun by its context, where a model was given one; a client has none of ours
+        assert self._step is not None
         node = Node(kind="model", name="", start_ms=at - event.latency_ms, duration_ms=event.latency_ms)
         self._spent["model"] += event.latency_ms
         self._step.children.append(node)

@@ -34,7 +34,7 @@ from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import RUNTIME_MOUNT, Guest
-from lockstep.values import TIER_RANK, Digest, Effect, RunId
+from lockstep.values import TIER_RANK, Digest, Effect
 
 _REMEDY = "`lockstep doctor` shows what this machine can do."
 _MIB = 2**20
@@ -132,8 +132,8 @@ class SandboxedTools:
                 if not tool.run_lifetime:
                     self._pool.prepare(self._recipe(tool, (await self.choose(tool)).backend))
 
-    async def end(self, run: RunId) -> None:
-        await self._pool.end(run)
+    async def end(self, kept_for: str) -> None:
+        await self._pool.end(kept_for)
 
     async def sweep(self) -> None:
         if self._sweep is not None:
@@ -172,7 +172,9 @@ class SandboxedTools:
                     raise
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
-        return self._pool.lease_of_run(call.run, recipe) if call.tool.run_lifetime else self._pool.lease(recipe)
+        if call.tool.run_lifetime:
+            return self._pool.lease_of_run(call.kept_for or call.run, recipe)
+        return self._pool.lease(recipe)
 
     def _recipe(self, tool: LockedTool, backend: Backend) -> Recipe[Ready]:
         return Recipe(backend=backend, spec=self._sandbox(tool), warm_up=functools.partial(greet, tool))

@@ -15,7 +15,7 @@ from typing import Any
 from lockstep.gate.permit import Permit
 from lockstep.tools.decorator import NotDone, OutcomeUnknown, Unavailable
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import RunId, now_ms
+from lockstep.values import now_ms
 
 
 class InProcessTools:
@@ -42,7 +42,7 @@ class InProcessTools:
             outcome = Outcome(kind="tool_error", text=text, unknown=unknown, transient=passing, run_ms=_since(began))
         return outcome
 
-    async def end(self, run: RunId) -> None:
+    async def end(self, kept_for: str) -> None:
         """Nothing is kept for a run."""
 
     async def sweep(self) -> None:

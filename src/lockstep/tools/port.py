@@ -23,6 +23,8 @@ class PermittedCall:
     digest: Digest
     key: str
     """Idempotency key: the same for every attempt at the same effect in a session."""
+    kept_for: str = ""
+    """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +68,8 @@ class ToolHost(Protocol):
             PermitError: the permit is not for this call; nothing ran.
         """
 
-    async def end(self, run: RunId) -> None:
-        """Destroy what was kept for this run: it has finished, or waits for a person."""
+    async def end(self, kept_for: str) -> None:
+        """Destroy what was kept for this run (it has finished, or waits for a person), or for a client's session."""
 
     async def sweep(self) -> None:
         """Destroy what an earlier process of this store left running. Before any reconciling."""

@@ -63,8 +63,10 @@ class Store:
             ) from error
         return self
 
-    def journal(self, *, readonly: bool = False) -> SQLiteJournal:
-        return (SQLiteJournal.open_readonly if readonly else SQLiteJournal.open)(self.directory)
+    def journal(self, *, readonly: bool = False, full_sync: bool = True) -> SQLiteJournal:
+        if readonly:
+            return SQLiteJournal.open_readonly(self.directory)
+        return SQLiteJournal.open(self.directory, full_sync=full_sync)
 
     def standing(self) -> StandingBook:
         """The approvals that were given beforehand."""

@@ -1,0 +1,226 @@
+"""The MCP server of one agent: its tools as policy lets the caller see them, and the agent itself as a tool.
+
+Built on the SDK's low-level server, which speaks both eras. Nothing here runs a tool: a call goes to the desk, which
+has it judged, run and recorded. Approvals are put to the client's user where the client can (elicitation, or a result
+that requires input), bound to the one call they are about; else the call waits, and says for whom.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from mcp import MCPError, types
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.server import Server
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+
+from lockstep.errors import AgentStopped, LockstepError, RunError
+from lockstep.gateway.principals import Principal
+from lockstep.gateway.telling import failed, question_of, result_of_ask, result_of_call
+from lockstep.journal.port import Journal
+from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.kernel.transcript import definitions
+from lockstep.model.port import ToolDefinition
+from lockstep.runtime.answers import Answer, TermsNow, answer_approval
+from lockstep.runtime.calling import Caller, Desk
+
+SESSION_META = "lockstep/session"
+APPROVAL = "approval"
+LIST_TTL_MS = 60_000
+_MAX_SESSION_CHARACTERS = 100
+_MAX_CLIENT_CHARACTERS = 100
+_MODERN = "2026-07-28"
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Run exactly this call."}},
+    "required": ["approve"],
+}
+_ASK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"message": {"type": "string", "minLength": 1, "description": "What is asked of the agent."}},
+    "required": ["message"],
+    "additionalProperties": False,
+}
+
+Context = ServerRequestContext[Any, Any]
+WhoCalls = Callable[[Context], Principal]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """What is served, to whom: `who` says whose request it is, `session` the session of a face that has one itself."""
+
+    desk: Desk
+    journal: Journal
+    version: str
+    description: str
+    who: WhoCalls
+    terms_now: TermsNow
+    session: str = ""
+    asks: bool = True
+    """Whether the agent itself is offered."""
+
+
+def build_server(served: Served) -> Server[Any]:
+    """The server, for any face."""
+    face = _Face(served)
+    server: Server[Any] = Server(
+        served.desk.agent.name,
+        version=served.version,
+        instructions=served.description or None,
+        cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
+        on_list_tools=face.list_tools,
+        on_call_tool=face.call_tool,
+    )
+    security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
+    server.middleware.append(RequestStateBoundary(security, default_audience=None))
+    return server
+
+
+class _Face:
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._desk = served.desk
+        agent = served.desk.agent
+        self._shown = {each.name: _tool(each, agent.tools[each.name].definition) for each in definitions(agent)}
+        asking = f"ask_{agent.name}".replace("-", "_")
+        self._asking = asking if served.asks and asking not in agent.tools else ""
+        self._offered: dict[str, frozenset[str]] = {}
+
+    async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        offered = self._offered_to(self._served.who(ctx).name)
+        tools = [tool for name, tool in self._shown.items() if name in offered]
+        if self._asking:
+            says = self._served.description or f"The agent {self._desk.agent.name}."
+            about = f"{says} Answers when its run is over; everything it does is judged and recorded."
+            tools.append(types.Tool(name=self._asking, description=about, input_schema=_ASK_SCHEMA))
+        return types.ListToolsResult(tools=tools)
+
+    async def call_tool(
+        self, ctx: Context, params: types.CallToolRequestParams
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        principal = self._served.who(ctx)
+        asks = bool(self._asking) and params.name == self._asking
+        if asks and not _is_question(params.arguments):
+            raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: message, a text with words.")
+        caller = self._caller(ctx, principal)
+        try:
+            answered = await self._answered(params, caller)
+            state = answered or await self._asked(caller, params, asks=asks)
+            if not asks and params.name not in self._offered_to(principal.name):  # refused, recorded, and not described
+                raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
+            closed = answered is None and params.input_responses is not None
+            return await self._told(ctx, principal, state, asks=asks, elicits=not closed)
+        except (AgentStopped, RunError) as error:
+            return failed(error.message)
+        except LockstepError as error:
+            raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
+
+    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, *, asks: bool) -> State:
+        if asks:
+            return await self._desk.ask(caller, str((params.arguments or {})["message"]))
+        return await self._desk.call(caller, params.name, params.arguments)
+
+    async def _told(
+        self, ctx: Context, principal: Principal, state: State, *, asks: bool, elicits: bool
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        """The result; while the run waits for an approval that the client may put to its user, that question first."""
+        elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
+        answered = ""
+        while elicits and (call := _waiting(state)) is not None and call.approval != answered:
+            if ctx.protocol_version >= _MODERN:
+                return _input_required(state, call, principal)
+            said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
+            given = _given(said)
+            if given is None:
+                break
+            answered = call.approval  # where another person must approve too, it still waits
+            state = await self._answer(answered, given=given, by=principal.name, client=_client(ctx))
+        tool = None if asks else self._desk.agent.tools.get(state.calls[0].name)
+        return result_of_ask(state) if asks else result_of_call(state, tool)
+
+    async def _answered(self, params: types.CallToolRequestParams, caller: Caller) -> State | None:
+        """The run that went on because this retry of its call answers what was asked of it; None when it answers
+        nothing. The state was sealed for this call and this principal, so it can be no other's."""
+        if not params.request_state or not params.input_responses:
+            return None
+        asked = json.loads(params.request_state)
+        said = params.input_responses.get(APPROVAL)
+        given = _given(said) if isinstance(said, types.ElicitResult) else None
+        if given is None:
+            return None
+        return await self._answer(asked["approval"], given=given, by=caller.principal, client=caller.client)
+
+    async def _answer(self, approval: str, *, given: bool, by: str, client: str) -> State:
+        said = Answer(given=given, by=by, login=f"asked by {client}")
+        state = await answer_approval(self._served.journal, approval, said, self._served.terms_now)
+        return await self._desk.go_on(state.run, by=by, fetched=True)
+
+    def _caller(self, ctx: Context, principal: Principal) -> Caller:
+        return Caller(principal=principal.name, client=_client(ctx), session=self._served.session or _session(ctx))
+
+    def _offered_to(self, principal: str) -> frozenset[str]:
+        known = self._offered.get(principal)
+        if known is None:
+            known = self._offered[principal] = self._desk.offered(principal)
+        return known
+
+
+def _tool(shown: ToolDefinition, definition: Mapping[str, Any]) -> types.Tool:
+    return types.Tool.model_validate({**definition, "inputSchema": shown.input_schema})
+
+
+def _is_question(arguments: Mapping[str, Any] | None) -> bool:
+    message = (arguments or {}).get("message")
+    return isinstance(message, str) and bool(message.strip()) and len(arguments or {}) == 1
+
+
+def _waiting(state: State) -> CallState | None:
+    if state.status is not Status.SUSPENDED or state.suspended_for != "approval":
+        return None
+    return next((call for call in state.calls if call.phase is Phase.WAITING), None)
+
+
+def _can_elicit(ctx: Context) -> bool:
+    capabilities = ctx.session.client_capabilities
+    elicitation = capabilities.elicitation if capabilities else None
+    if elicitation is None:
+        return False
+    url_only = elicitation.url is not None and elicitation.form is None
+    return not url_only and (ctx.protocol_version >= _MODERN or ctx.session.can_send_request)
+
+
+def _input_required(state: State, call: CallState, principal: Principal) -> types.InputRequiredResult:
+    asked = types.ElicitRequestFormParams(message=question_of(call, principal.name), requested_schema=_SCHEMA)
+    return types.InputRequiredResult(
+        input_requests={APPROVAL: types.ElicitRequest(params=asked)},
+        request_state=json.dumps({"approval": call.approval, "run": state.run}),
+    )
+
+
+def _given(said: types.ElicitResult) -> bool | None:
+    """What a person decided; None when they closed the question."""
+    if said.action == "cancel":
+        return None
+    return said.action == "accept" and (said.content or {}).get("approve") is True
+
+
+def _client(ctx: Context) -> str:
+    params = ctx.session.client_params
+    info = params.client_info if params else None
+    name = f"{info.name} {info.version}".strip() if info else "an unnamed client"
+    return "".join(each for each in name if each.isprintable())[:_MAX_CLIENT_CHARACTERS] or "an unnamed client"
+
+
+def _session(ctx: Context) -> str:
+    """The session a client named or its transport has; empty for the principal's own."""
+    named = cast(Mapping[str, Any], ctx.meta or {}).get(SESSION_META)
+    if isinstance(named, str) and named.isprintable() and 0 < len(named) <= _MAX_SESSION_CHARACTERS:
+        return named
+    headers = getattr(ctx.request, "headers", None) or {}
+    transport = headers.get("mcp-session-id")
+    return f"http-{transport}" if transport else ""

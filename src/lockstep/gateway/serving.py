@@ -1,0 +1,188 @@
+"""A gateway from start to end: the agent's parts put together, what an earlier one left settled, a face served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from mcp.server.lowlevel.server import Server
+
+from lockstep import __version__
+from lockstep.agent.load import load_spec
+from lockstep.agent.lock import to_text
+from lockstep.agent.locked import locked_agent
+from lockstep.errors import ConfigError, LockstepError, RunError
+from lockstep.gateway.http import PATH, Door, build_app
+from lockstep.gateway.principals import Principal
+from lockstep.gateway.server import Served, WhoCalls, build_server
+from lockstep.gateway.stdio import serve_stdio
+from lockstep.journal.events import RunStarted
+from lockstep.journal.inbox import Answer, Inbox
+from lockstep.journal.port import Journal
+from lockstep.runtime.answers import Answer as Said
+from lockstep.runtime.answers import answer_approval
+from lockstep.runtime.calling import Desk
+from lockstep.values import new_token
+from lockstep.wiring import models, running, stores
+from lockstep.wiring.approving import terms_now
+from lockstep.wiring.stores import Store
+
+GRACE_S = 10.0
+"""How long calls that are under way may take to end when the gateway is told to."""
+_LOOK_S = 0.5
+"""How often answers that other processes left are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gateway:
+    """What a gateway serves: the agent, where its record stands, and how durable a record must be."""
+
+    agent: Path
+    store: Store
+    unlocked: bool = False
+    asks: bool = True
+    full_sync: bool = True
+
+
+async def serve_one(gateway: Gateway, principal: Principal, session: str | None) -> None:
+    """Serve the process that started us over stdio, as this principal, in one session."""
+    name = session or new_token("stdio-")
+    async with _opened(gateway, lambda ctx: principal, name) as server:
+        await serve_stdio(server)
+
+
+async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None:
+    """Serve Streamable HTTP until told to stop; port 0 takes a free one. The address goes to standard error.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    listening = listen(host, port)
+    async with _opened(gateway, door.who, "") as server:
+        config = uvicorn.Config(
+            build_app(server, door), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=3
+        )
+        address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
+        print(f"lockstep: serving {gateway.agent} at {address}", file=sys.stderr, flush=True)
+        await uvicorn.Server(config).serve([listening])
+
+
+@asynccontextmanager
+async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterator[Server[Any]]:
+    where, code = gateway.store, gateway.store.code()
+    async with stores.opened_tools(where) as tools:
+        prepared = await running.prepare(gateway.agent, tools, code, unlocked=gateway.unlocked)
+        agent = locked_agent(prepared.lock)
+        await running.require_secrets(agent)
+        await running.require_tiers(tools, agent)
+        async with models.opened_model(agent, code) as model, _journal(gateway) as journal:
+            await tools.sweep()  # what a gateway that died here left running
+            await tools.prepare(agent.tools.values())
+            prepared = running.with_address(prepared, model)
+            driver = running.open_driver(
+                prepared.lock,
+                directory=gateway.agent,
+                journal=journal,
+                tools=tools,
+                code=code,
+                standing=where.standing(),
+                model=model,
+            )
+            template = RunStarted(
+                agent=agent.name,
+                lock=prepared.lock.digest,
+                lock_text=to_text(prepared.lock),
+                directory=str(gateway.agent.resolve()),
+                principal="",
+                session="",
+                input="",
+                unlocked=prepared.unlocked,
+                drift=prepared.drift,
+            )
+            desk = Desk(driver, journal, template)
+            await desk.recover()
+            description = load_spec(gateway.agent).agent.description or ""
+            served = Served(
+                desk=desk,
+                journal=journal,
+                version=__version__,
+                description=description,
+                who=who,
+                terms_now=terms_now,
+                session=session,
+                asks=gateway.asks,
+            )
+            async with _answers_taken(where, journal, desk):
+                try:
+                    yield build_server(served)
+                finally:
+                    await desk.close(GRACE_S)
+
+
+@asynccontextmanager
+async def _journal(gateway: Gateway) -> AsyncIterator[Journal]:
+    journal = gateway.store.make().journal(full_sync=gateway.full_sync)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+@asynccontextmanager
+async def _answers_taken(store: Store, journal: Journal, desk: Desk) -> AsyncIterator[None]:
+    """Take what `lockstep approve` and `refuse` leave while this process holds the store."""
+    inbox = Inbox(store.directory)
+    inbox.attend()
+    taking = asyncio.create_task(_take_answers(inbox, journal, desk))
+    try:
+        yield
+    finally:
+        inbox.close()
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+
+
+async def _take_answers(inbox: Inbox, journal: Journal, desk: Desk) -> None:
+    going_on: set[asyncio.Task[None]] = set()
+    while True:
+        for answer in inbox.take():
+            task = asyncio.create_task(_go_on(answer, journal, desk))
+            going_on.add(task)
+            task.add_done_callback(going_on.discard)
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _go_on(left: Answer, journal: Journal, desk: Desk) -> None:
+    try:
+        said = Said(given=left.given, by=left.by, because=left.because, login=left.login, digest=left.digest)
+        state = await answer_approval(journal, left.approval, said, terms_now)
+        with contextlib.suppress(RunError):  # the agent was stopped: the answer stands, and the run goes on later
+            await desk.go_on(state.run, by=left.by, fetched=False)
+    except LockstepError as error:
+        print(f"lockstep: the answer to {left.approval} came to nothing: {error}", file=sys.stderr)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections there from now on.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(512)
+    except OSError as error:
+        listening.close()
+        what = f"{host}:{port} cannot be served: {error.strerror}."
+        raise ConfigError(what, remedy="Choose another --http.") from error
+    return listening

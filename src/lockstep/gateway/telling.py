@@ -1,0 +1,99 @@
+"""What became of a call, in the protocol's words: content, structured content, and what a client can do about it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from mcp import types
+
+from lockstep.agent.locked import LockedTool
+from lockstep.kernel.apply import JOINED
+from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.runtime.stopping import AGENT_STOPPED
+
+_JOINED = "\n\n[This call was already made"
+META = "lockstep"
+
+
+def result_of_call(state: State, tool: LockedTool | None) -> types.CallToolResult:
+    """The result of a run that is one call of a client."""
+    call = state.calls[0]
+    meta = {f"{META}/run": state.run, f"{META}/call": call.id}
+    if call.open:
+        return _said(waiting_text(state, call), {**meta, **_waits(call)}, error=True)
+    text, structured = call.text, None
+    if tool is not None and "outputSchema" in tool.definition and call.outcome == "ok":
+        structured = _structured(text)
+    content: list[types.ContentBlock] = [types.TextContent(text=text)] if text or not call.attachments else []
+    for attachment in call.attachments:
+        data = base64.b64encode(attachment.data).decode()
+        if attachment.shown:
+            content.append(types.ImageContent(data=data, mime_type=attachment.mime_type))
+    if call.duplicate_of:
+        meta[f"{META}/duplicate_of"] = call.duplicate_of
+    return types.CallToolResult(
+        content=content, structured_content=structured, is_error=call.outcome not in ("ok", JOINED), _meta=meta
+    )
+
+
+def result_of_ask(state: State) -> types.CallToolResult:
+    """The result of a run of the agent itself."""
+    meta = {f"{META}/run": state.run}
+    waits = next((call for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)), None)
+    if waits is not None and state.suspended_for:
+        return _said(waiting_text(state, waits), {**meta, **_waits(waits)}, error=True)
+    if state.stop_reason == "completed":
+        return _said(state.output, meta, error=False)
+    return _said(state.message or f"The run ended: {state.stop_reason}.", meta, error=True)
+
+
+def failed(text: str) -> types.CallToolResult:
+    """Nothing was done, and why."""
+    return _said(text, {}, error=True)
+
+
+def question_of(call: CallState, principal: str) -> str:
+    """What a person is asked about exactly this call."""
+    asked = call.question or f"Run {call.name}?"
+    return f"{asked}\n\n{call.name} for {principal}, with exactly these arguments:\n{call.arguments}"
+
+
+def waiting_text(state: State, call: CallState) -> str:
+    """What a call waits for and what can be done about it."""
+    if state.suspended_for == AGENT_STOPPED or state.status is Status.FINISHED:
+        return state.message
+    if call.phase is Phase.WAITING:
+        question = f" ({call.question})" if call.question else ""
+        return (
+            f"Not run yet: {call.name} waits for a person{question}. Approval {call.approval}, for exactly this call:"
+            f" `lockstep approve {call.approval}` or `lockstep refuse {call.approval}`. Then make the same call again"
+            " to get its result; it is not run twice."
+        )
+    return (
+        f"Nobody knows whether {call.name} happened: {call.why_doubted.rstrip('.')}. Do not make another call for the"
+        f" same thing. A person settles it: `lockstep settle {state.run}/{call.id} --happened` or `--did-not`."
+    )
+
+
+def _waits(call: CallState) -> dict[str, Any]:
+    if call.phase is Phase.WAITING:
+        return {
+            f"{META}/waits_for": "approval",
+            f"{META}/approval": call.approval,
+            f"{META}/expires_at_ms": call.approval_expires_ms,
+        }
+    return {f"{META}/waits_for": "settling" if call.phase is Phase.DOUBTED else "start"}
+
+
+def _structured(text: str) -> Any:
+    """The value a tool returned, which its text holds as JSON; a joined call says after it that it was joined."""
+    try:
+        return json.loads(text.rpartition(_JOINED)[0] or text)
+    except ValueError:
+        return None
+
+
+def _said(text: str, meta: dict[str, Any], *, error: bool) -> types.CallToolResult:
+    return types.CallToolResult(content=[types.TextContent(text=text)], is_error=error, _meta=meta)

@@ -1,0 +1,83 @@
+"""Answers to approvals left beside the store for the process that holds it: a gateway does as long as it serves.
+
+An answer is a small file that appears whole. It says what a person said, not what follows: whoever takes it checks it
+like every other answer and records it in the journal. It is as trustworthy as the right to write into the store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_ATTENDED = "attended"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a person said of one approval."""
+
+    approval: str
+    given: bool
+    by: str
+    because: str = ""
+    login: str = ""
+    digest: str = ""
+
+
+class Inbox:
+    """The answers that lie in a store's directory."""
+
+    def __init__(self, store: Path) -> None:
+        self._directory = store / "answers"
+        self._fd: int | None = None
+
+    def attend(self) -> None:
+        """Say that this process takes what is left here, until `close`."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._fd = os.open(self._directory / _ATTENDED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def leave(self, answer: Answer) -> bool:
+        """Leave an answer; False, and nothing left, where nobody takes it."""
+        if not answer.approval.isalnum() or not self._is_attended():
+            return False
+        draft = self._directory / f".{answer.approval}.{os.getpid()}"
+        draft.write_text(json.dumps(asdict(answer)))
+        draft.rename(self._directory / f"{answer.approval}.json")
+        return True
+
+    def take(self) -> list[Answer]:
+        """What was left, taken away; a file that is none of ours is taken away and means nothing."""
+        answers = []
+        for path in sorted(self._directory.glob("*.json")):
+            text = path.read_text(errors="replace")
+            path.unlink()
+            try:
+                said = json.loads(text)
+                answer = Answer(**said)
+            except (ValueError, TypeError):
+                continue
+            if answer.approval == path.stem and type(answer.given) is bool:
+                answers.append(answer)
+        return answers
+
+    def _is_attended(self) -> bool:
+        try:
+            fd = os.open(self._directory / _ATTENDED, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False

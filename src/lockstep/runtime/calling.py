@@ -1,0 +1,248 @@
+"""What clients of other frameworks ask of an agent's tools: each call a run of the client's session.
+
+The client stands where the model stands: it asks, and never executes. `Driver.begin` judges, runs and records its call;
+this keeps what a session must remember between calls (receipts, window, what waits), read from the journal when the
+session is first heard of. Calls with an effect go one after another within a session, so that the same call asked for
+twice at once is made once; reads go side by side. A call that was let go runs to its end even when its client is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict, deque
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lockstep.agent.locked import LockedTool
+from lockstep.errors import RunError
+from lockstep.journal.events import ENDED, RunStarted
+from lockstep.journal.port import Journal, RunRow
+from lockstep.kernel.state import Phase, Receipt, State, Status
+from lockstep.memory.window import window
+from lockstep.model.port import AskedCall, Message
+from lockstep.runtime.answers import cancel
+from lockstep.runtime.driver import Driver
+from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
+from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
+
+SESSION_IDLE_S = 3600.0
+"""After this long without a call, a session that a principal did not name is over, and its next call begins another."""
+MAX_SESSIONS = 1000
+"""Sessions held in memory. Another is read from the journal again when it is heard of."""
+CLIENT_WORDS = "(a call of an MCP client)"
+"""What stands where the user's words stand: nothing in a client's arguments can be traced to it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who calls: the authenticated principal, through which client, in which session (empty: the principal's own)."""
+
+    principal: str
+    client: str
+    session: str = ""
+
+
+@dataclass(kw_only=True)
+class _Session:
+    name: str
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    window: deque[tuple[RunId, tuple[Message, ...]]]
+    pending: dict[str, RunId] = field(default_factory=dict)
+    """Runs that wait, by what was asked: who asks the same again is told of that run, not given another."""
+    effects: asyncio.Lock = field(default_factory=asyncio.Lock)
+    used: float = field(default_factory=time.monotonic)
+    busy: int = 0
+
+    def history(self) -> History:
+        messages = tuple(message for _, messages in self.window for message in messages)
+        return History(messages=messages, receipts=self.receipts, emitted={})
+
+
+class Desk:
+    """Takes the calls of all clients of one agent. `template` is how its runs begin, without whom they are for."""
+
+    def __init__(self, driver: Driver, journal: Journal, template: RunStarted) -> None:
+        self.agent = driver.agent
+        self._driver = driver
+        self._journal = journal
+        self._template = template
+        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        self._opening = asyncio.Lock()
+        self._under_way: set[asyncio.Task[Any]] = set()
+        freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
+        self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
+
+    async def call(self, caller: Caller, tool: str, arguments: Json) -> State:
+        """One call, start to end: its run, finished, or suspended where a person must speak first.
+
+        Raises:
+            AgentStopped: somebody stopped the agent.
+            RunError: the session is another principal's.
+            StoreError: nothing could be recorded, so nothing was done.
+        """
+        text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
+        return await self._to_the_end(self._take(caller, _key("call", tool, arguments), CLIENT_WORDS, asked))
+
+    async def ask(self, caller: Caller, message: str) -> State:
+        """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
+        return await self._to_the_end(self._take(caller, _key("ask", message, None), message, None))
+
+    async def go_on(self, run: RunId, *, by: str, fetched: bool) -> State:
+        """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
+        asks the same again."""
+        return await self._to_the_end(self._go_on(run, by, fetched))
+
+    def offered(self, principal: str) -> frozenset[str]:
+        """The tools that policy may permit this principal."""
+        return self._driver.offered(principal)
+
+    async def recover(self) -> None:
+        """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends."""
+        for row in await self._journal.runs():
+            if row.last in ENDED or row.agent != self.agent.name:
+                continue
+            state = await read_row(self._journal, row)
+            if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
+                continue
+            if any(call.phase in (Phase.INTENDED, Phase.DOUBTED) for call in state.calls):
+                await self._driver.resume(row.run, by="the gateway")
+            else:
+                await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
+
+    async def close(self, grace_s: float) -> None:
+        """Wait for calls that are under way, for so long; what is left then is recovered by the next process."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=grace_s)
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
+        """Await work that goes on when whoever awaits it is cancelled."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen here, so that a client that is gone costs no complaint
+
+    async def _take(self, caller: Caller, key: str, words: str, asked: AskedCall | None) -> State:
+        session = await self._session(caller)
+        session.busy += 1
+        try:
+            beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
+            guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
+            async with guard:
+                if (waits := session.pending.get(key)) is not None:
+                    state = await self._driver.resume(waits, by=caller.principal)
+                else:
+                    started = self._started(caller, session, words, asked)
+                    state = await self._driver.begin(started, session.history(), asked)
+                self._keep(session, key, state, receipts=not beside)
+                return state
+        finally:
+            session.busy -= 1
+            session.used = time.monotonic()
+
+    async def _go_on(self, run: RunId, by: str, fetched: bool) -> State:
+        state = await read_state(self._journal, run)
+        session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
+        async with session.effects:
+            state = await self._driver.resume(run, by=by)
+            key = next((key for key, waits in session.pending.items() if waits == run), "")
+            self._keep(session, key, state, receipts=True, held=not fetched)
+            return state
+
+    def _started(self, caller: Caller, session: _Session, words: str, asked: AskedCall | None) -> RunStarted:
+        return replace(
+            self._template,
+            principal=caller.principal,
+            session=session.name,
+            input=words,
+            previous=tuple(run for run, _ in session.window),
+            client=caller.client if asked is not None else "",
+        )
+
+    def _keep(self, session: _Session, key: str, state: State, *, receipts: bool, held: bool = False) -> None:
+        """Remember what a run leaves: its receipts, its part of the window, and by what was asked if it waits or its
+        result is held for whoever asks the same again."""
+        if receipts:
+            session.receipts = state.left.after(session.receipts)
+        session.pending.pop(key, None)
+        if key and (held or state.status is not Status.FINISHED):
+            session.pending[key] = state.run
+        if state.status is Status.FINISHED and all(run != state.run for run, _ in session.window):
+            session.window.append((state.run, state.transcript.messages[state.history :]))
+
+    async def _session(self, caller: Caller) -> _Session:
+        async with self._opening:
+            known = self._sessions.get((caller.principal, caller.session))
+            if known is not None and (caller.session or time.monotonic() - known.used < SESSION_IDLE_S):
+                self._sessions.move_to_end((caller.principal, caller.session))
+                return known
+            name = caller.session or await self._own_session(caller.principal)
+            session = await self._open(name, caller)
+            self._sessions[(caller.principal, caller.session)] = session
+            while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
+                self._sessions.popitem(last=False)
+            return session
+
+    async def _own_session(self, principal: str) -> str:
+        """The session that this principal used last and did not name, while it is fresh; else a new one."""
+        for row in await self._journal.runs(limit=MAX_SESSIONS):
+            fresh = time.time() - row.last_at_ms / 1000 < SESSION_IDLE_S
+            if fresh and (row.principal, row.agent) == (principal, self.agent.name) and row.session.startswith(_OWN):
+                return row.session
+        return new_token(_OWN)
+
+    async def _open(self, name: str, caller: Caller) -> _Session:
+        rows = await self._journal.runs(session=name)
+        if rows and (rows[0].principal, rows[0].agent) != (caller.principal, self.agent.name):
+            raise RunError("This session belongs to somebody else, or to another agent.", remedy="Begin another one.")
+        finished = [row.run for row in reversed(rows) if row.last in ENDED]
+        seen = window(finished, self.agent.window_runs)
+        history = await read_history(self._journal, name, (), before=None, receipts=True)
+        session = _Session(name=name, receipts=dict(history.receipts), window=deque(maxlen=self.agent.window_runs))
+        for run in seen:
+            session.window.append((run, (await read_state(self._journal, run)).transcript.messages))
+        session.pending = await self._waiting(rows)
+        return session
+
+    async def _waiting(self, rows: list[RunRow]) -> dict[str, RunId]:
+        pending = {}
+        for row in rows:
+            state = None if row.last in ENDED else await read_row(self._journal, row)
+            if isinstance(state, State) and state.status is Status.SUSPENDED:
+                pending[_key_of(state)] = row.run
+        return pending
+
+
+_OWN = "mcp-"
+
+
+def _goes_beside(tool: LockedTool) -> bool:
+    return tool.effect is Effect.READ and not tool.once_only
+
+
+def _key_of(state: State) -> str:
+    if not state.client:
+        return _key("ask", state.input, None)
+    call = state.calls[0]
+    return _key("call", call.name, json.loads(call.arguments))
+
+
+def _key(kind: str, name: str, arguments: Json) -> str:
+    """The same for what is asked again word for word."""
+    asked: Json = [kind, name, {} if arguments is None else arguments]
+    try:
+        return digest_json(asked)
+    except ValueError:  # has no canonical form; the gate says so
+        return sha256(json.dumps(asked, sort_keys=True).encode())

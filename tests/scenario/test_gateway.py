@@ -1,0 +1,217 @@
+"""`lockstep gateway` as a process: the SDK's client over stdio and HTTP, real sandboxes, `kill -9`, other commands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import (
+    BAD_INPUT,
+    FINISHED,
+    PAID,
+    SANDBOX,
+    Agent,
+    command,
+    environment,
+    lockstep,
+    make_agent,
+    make_clerk,
+)
+from mcp import Client, StdioServerParameters
+from mcp import types as mcp_types
+
+pytestmark = SANDBOX
+WAIT_S = 90
+SLOW = '''\
+import time
+
+from lockstep import tool
+
+
+@tool
+def book(flight: str) -> str:
+    """Book a flight, slowly."""
+    time.sleep(60)
+    return flight
+'''
+
+
+@pytest.fixture(scope="module")
+def clerk(tmp_path_factory: pytest.TempPathFactory) -> Agent:
+    return make_clerk(tmp_path_factory.mktemp("agents") / "clerk")
+
+
+def stdio(agent: Agent, *options: str, era: str = "auto", **more: Any) -> Client:
+    first, *rest = command("gateway", agent.directory, "--as", "ada", "--store", agent.store, *options)
+    return Client(StdioServerParameters(command=first, args=rest, env=environment()), mode=era, **more)
+
+
+def text(result: mcp_types.CallToolResult) -> str:
+    (block,) = result.content
+    assert isinstance(block, mcp_types.TextContent)
+    return block.text
+
+
+def meta(result: mcp_types.CallToolResult, name: str) -> Any:
+    return (result.meta or {}).get(f"lockstep/{name}")
+
+
+@pytest.mark.parametrize("era", ["2026-07-28", "legacy"])
+def test_a_client_over_stdio_is_judged_recorded_and_explained_like_a_run(
+    clerk: Agent, tmp_path: Path, era: str
+) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+
+    async def work() -> str:
+        async with asyncio.timeout(WAIT_S), stdio(agent, era=era) as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            assert names == ["look", "lose", "pay", "ask_clerk"]
+            assert text(await client.call_tool("look", {"to": "ada"})) == '{"to":"ada","iban":"DE-ada"}'
+            assert (await client.call_tool("pay", {"to": "mallory", "cents": 1})).is_error
+            lost = await client.call_tool("lose", {"to": "bob"})
+            waits = await client.call_tool("pay", {"to": "bob", "cents": 5})
+            approved = await asyncio.to_thread(agent, "approve", meta(waits, "approval"), "--by", "grace")
+            assert approved.code == FINISHED, approved.err
+            assert "the gateway that serves this agent" in approved.out
+            async with asyncio.timeout(WAIT_S):
+                while (paid := await client.call_tool("pay", {"to": "bob", "cents": 5})).is_error:
+                    await asyncio.to_thread(agent, "approvals")
+            assert text(paid).startswith("5 cents to bob")
+            assert meta(paid, "run") == meta(waits, "run") or meta(paid, "duplicate_of")
+            return str(meta(lost, "run"))
+
+    lost = asyncio.run(work())
+    assert agent("show", "last", "--json").json["status"] == "finished"
+    assert len(agent("runs", "--json").json["runs"]) >= 4
+    assert lost in agent("doubts").out
+    assert agent("verify", lost).code == FINISHED
+    assert "lose" in agent("why", lost).out
+    assert agent("trace", lost).code == FINISHED
+    assert agent("settle", lost, "--did-not").code == FINISHED
+    exported = tmp_path / "record.jsonl"
+    assert agent("audit", "export", "--all", "-o", exported).code == FINISHED
+    assert lockstep("audit", "verify", exported).code == FINISHED
+
+
+def test_the_agent_is_asked_and_its_approval_put_to_the_clients_user(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+
+    async def yes(context: Any, params: Any) -> mcp_types.ElicitResult:
+        return mcp_types.ElicitResult(action="accept", content={"approve": True})
+
+    async def work() -> None:
+        async with asyncio.timeout(WAIT_S), stdio(agent, elicitation_callback=yes) as client:
+            assert text(await client.call_tool("ask_clerk", {"message": "Pay bob."})) == PAID
+
+    asyncio.run(work())
+
+
+@contextmanager
+def over_http(agent: Agent, *options: str, env: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    arguments = ("gateway", agent.directory, "--http", "0", "--as", "ada", "--store", agent.store, *options)
+    process = subprocess.Popen(command(*arguments), env=environment(env), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        assert " at http://" in line, line + process.stderr.read()
+        yield line.split(" at ")[1].strip(), process
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM, -signal.SIGKILL)
+        process.stderr.close()
+
+
+def test_a_gateway_killed_in_a_call_leaves_it_in_doubt_and_the_next_does_not_repeat_it(tmp_path: Path) -> None:
+    agent = make_agent(tmp_path / "slow", code=SLOW, tools='[[tools]]\npython = "tools.py"\n')
+    env = {"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}
+
+    async def call(url: str) -> mcp_types.CallToolResult:
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        http = httpx2.AsyncClient(headers={"Authorization": "Bearer lsg_test"}, timeout=60)
+        async with Client(streamable_http_client(url, http_client=http), mode="2026-07-28") as client:
+            return await client.call_tool("book", {"flight": "BA1"})
+
+    async def call_and_kill(url: str, process: subprocess.Popen[str]) -> None:
+        calling = asyncio.create_task(call(url))
+        until = time.monotonic() + WAIT_S
+        while "intended" not in agent("show", "last").all + agent("show", "last", "--json").all:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.gather(calling, return_exceptions=True)
+
+    with over_http(agent, env=env) as (url, process):
+        asyncio.run(call_and_kill(url, process))
+    with over_http(agent, env=env) as (url, _):
+        again = asyncio.run(call(url))
+    assert meta(again, "waits_for") == "settling"
+    assert "Nobody knows whether book happened" in text(again)
+    assert len(agent("runs", "--json").json["runs"]) == 1
+    assert "book" in agent("doubts").out
+
+
+def test_a_line_without_an_end_ends_the_connection_and_not_the_store(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    process = subprocess.Popen(
+        command("gateway", agent.directory, "--store", agent.store),
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(b"x" * 100 * 2**20)
+    out, err = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
+    assert process.wait(timeout=60) == 0
+    assert out == b""
+    assert b"the connection ends" in err
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(["--http", "0"], "Nobody could be told from anybody else", id="nobody named"),
+        pytest.param(["--http", "0.0.0.0:0", "--open"], "--open serves this machine alone", id="open to the world"),
+        pytest.param(["--http", "x"], "names no port", id="no port"),
+        pytest.param(["--http", "0", "--principals", "nothing.toml"], "cannot be read", id="no file"),
+        pytest.param(["--http", "0", "--issuer", "https://a.example"], "Give --issuer, --jwks", id="issuer"),
+    ],
+)
+def test_a_mistake_is_a_sentence(clerk: Agent, tmp_path: Path, options: list[str], said: str) -> None:
+    done = clerk.with_store(tmp_path / "store")("gateway", clerk.directory, *options)
+    assert done.code == BAD_INPUT
+    assert said in done.err
+
+
+def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> None:
+    from lockstep.gateway.principals import read_principals
+
+    done = subprocess.run(command("token", 'ad"a'), capture_output=True, text=True, check=True, env=environment())
+    file = tmp_path / "principals.toml"
+    file.write_text(done.stdout)
+    token = next(line.removeprefix("#").strip() for line in done.stdout.splitlines() if "lsg_" in line)
+    principal = read_principals(file).of_token(token)
+    assert principal is not None
+    assert principal.name == 'ad"a'
+    assert token not in done.stdout.split("[[principal]]")[1]
+
+
+def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    with over_http(agent, env={"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}):
+        busy = agent("gateway", agent.directory)
+    assert busy.code == BAD_INPUT
+    assert "in use by process" in busy.err

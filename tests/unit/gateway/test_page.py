@@ -1,0 +1,33 @@
+"""docs/gateway.md: its snippets are what they say they are."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs/gateway.md").read_text()
+SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("language", "text"), SNIPPETS, ids=[f"{n}-{kind}" for n, (kind, _) in enumerate(SNIPPETS)])
+def test_a_snippet_parses(language: str, text: str) -> None:
+    match language:
+        case "python":
+            compile(text, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        case "json":
+            assert json.loads(text)["mcpServers"]["travel"]["args"][0] == "gateway"
+        case "toml":
+            assert tomllib.loads(text)["principal"]
+        case "sh":
+            assert all(line.startswith("lockstep ") for line in text.splitlines())
+        case other:
+            pytest.fail(f"a snippet in {other}")
+
+
+def test_there_is_a_snippet_for_each_framework() -> None:
+    assert [kind for kind, _ in SNIPPETS].count("python") == 4
