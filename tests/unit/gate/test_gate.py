@@ -289,7 +289,7 @@ def test_a_call_whose_first_receipt_has_ended_has_another_key_than_the_first(end
     agent = locked_agent(locked_tool("book", Effect.KEYED, schema=FLIGHT))
     gate, state = gate_of(agent), state_of(agent)
     first = allowed(gate, state, called("book", {"flight": "BA1"}))
-    over = Receipt(where="r1/1.0", text="booked", **ended)
+    over = Receipt(where="r1/1.0", at_ms=0, text="booked", **ended)
     later = replace(state, last_at_ms=NOW, receipts={first.dedupe_key: over})
     again = allowed(gate, later, called("book", {"flight": "BA1"}, "3.1"))
     assert again.dedupe_key == first.dedupe_key
