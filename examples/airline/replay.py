@@ -176,6 +176,7 @@ def _copy_agent(directory: Path, address: str, isolation: str, recordings: Seque
         if name == "agent.toml":
             # Whatever was made twice then is made twice now: `make duplicates` is about what the gate keeps back.
             text = text.replace('effect = "once"\n', 'effect = "once"\ndedupe_scope = "none"\n')
+            text = text.replace("[budget]\n", "[budget]\nrepeats = 1000\n")
             for table in ("[[tools]]\n", "[policy]\n"):
                 text = text.replace(table, f'{table}isolation = "{isolation}"\n')
         (directory / name).write_text(text, encoding="utf-8")

@@ -41,7 +41,7 @@ def agent_of(domain: str, called: Iterable[str]) -> LockedAgent:
         system="",
         tools=tools,
         policies={"everything.cedar": EVERYTHING},
-        budget=Budget(steps=NO_LIMIT, calls=NO_LIMIT, malformed=NO_LIMIT),
+        budget=Budget(steps=NO_LIMIT, calls=NO_LIMIT, malformed=NO_LIMIT, repeats=NO_LIMIT),
         approval_expires_s=3600.0,
         window_runs=NO_LIMIT,
     )

@@ -49,7 +49,7 @@ class World:
         )  # fmt: skip
         world = cls(suite, child)
         await world._client.initialize()
-        world.definitions = {str(each["name"]): each for each in await world._client.list_tools()}
+        world.definitions = {str(each["name"]): each for each in (await world._client.list_tools()).tools}
         return world
 
     async def begin(self, record: Record) -> None:

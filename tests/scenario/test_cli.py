@@ -233,7 +233,7 @@ def test_a_session_with_an_unfinished_run_takes_no_other(clerk: Agent) -> None:
 
 
 def test_a_budget_stops_a_run(clerk: Agent) -> None:
-    done = clerk.run("look", script=[{"script": 1}, *[call("look", to="bob")] * 9])
+    done = clerk.run("look", script=[{"script": 1}, *(call("look", to=f"bob {number}") for number in range(9))])
     assert (done.code, done.json["stop_reason"], done.json["steps"]) == (STOPPED, "budget_steps", 8)
     assert "8 steps (budget.steps)" in done.json["message"]
 

@@ -105,7 +105,9 @@ for line in sys.stdin:
 def test_an_mcp_server_reaches_its_endpoint_and_only_that(tmp_path: Path, service: Service) -> None:
     service.body = "booked"
     code, shown = _run(tmp_path, service, mcp=True)
-    assert (code, [call["result"] for call in shown["calls"]]) == (0, ["booked", "booked"])
+    first, second = (call["result"] for call in shown["calls"])
+    assert (code, first, service.bookings) == (0, "booked", ["BA1"])
+    assert second.startswith("booked\n\n[This call was already made")
 
 
 def test_an_mcp_error_after_a_request_that_may_have_booked_is_a_doubt(tmp_path: Path, service: Service) -> None:

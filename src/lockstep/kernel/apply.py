@@ -349,13 +349,16 @@ def _with_receipt(
     freed = frozenset(call.frees) if outcome == "ok" else frozenset()
     if not call.dedupe_key and not freed:
         return {}
-    standing = state.receipts.get(call.dedupe_key)
-    before = standing.before or standing if standing and (call.again or call.own_key) else None
+    where = f"{state.run}/{call_id}"
+    before = None
+    if (standing := state.receipts.get(call.dedupe_key)) and (call.again or call.own_key):
+        # A run that is read by itself has no receipt of earlier ones: what stands there is this call's own doubt.
+        before = standing.before if standing.where == where else standing
     receipts = {key: receipt.after(freed) for key, receipt in state.receipts.items() if key != call.dedupe_key}
     if call.dedupe_key and outcome in ("ok", "result_unusable", "in_doubt"):
         in_doubt = outcome == "in_doubt"
         receipts[call.dedupe_key] = Receipt(
-            where=f"{state.run}/{call_id}",
+            where=where,
             at_ms=at_ms,
             text=text,
             in_doubt=in_doubt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -214,6 +215,13 @@ def test_an_effect_that_may_have_happened_is_in_doubt_for_the_session_when_its_r
         run.says(ev.EffectDoubted(call="1.0", why="lost"))
     run.says(CANCELLED)
     assert run.state.receipts == {"k": Receipt(where="r1/1.0", at_ms=T0, text="", in_doubt=True)}
+
+
+def test_a_call_after_an_ended_receipt_that_fails_leaves_no_doubt_to_a_reader_of_its_run_alone() -> None:
+    run = Run()  # without the receipts of the runs before it
+    again = replace(judged("1.0", effect=Effect.ONCE, key="k"), own_key=True)
+    run.says(replied("book"), again, intended("1.0"), settled("1.0", "tool_error", "sold out"))
+    assert run.state.receipts == {}
 
 
 def test_an_intent_that_may_be_repeated_does_not_block_its_key() -> None:
