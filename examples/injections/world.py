@@ -99,7 +99,7 @@ class SuiteTools:
     async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
         permit.redeem(call.digest, now_ms())
         name = call.tool.name
-        if digest_json(self._world.definitions[name]) != call.tool.pin:
+        if digest_json(self._world.definitions[name]) != digest_json(call.tool.definition):
             return Outcome(
                 kind="pin_mismatch", text=f"Not run: the definition of {name} is not the one that was locked."
             )
