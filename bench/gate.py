@@ -22,6 +22,7 @@ from lockstep.gate.gate import Gate
 from lockstep.gate.policy import Policies
 from lockstep.gate.sources import Tracing
 from lockstep.journal import events as ev
+from lockstep.journal.port import Stop
 from lockstep.kernel.apply import apply, start
 from lockstep.kernel.state import CallState, State
 from lockstep.kernel.transcript import opening
@@ -35,6 +36,15 @@ TARGETS = {
     "tracing per call, 800 events against 50 (16 times the text)_max": 16.0,
     "the whole text at once (after a crash), ms per 10 kB_max": 10.0,
 }
+
+
+class Running:
+    """Nobody has stopped the agent: what looking costs is measured in `stops.py`."""
+
+    def stop_of(self, agent: str) -> Stop | None:
+        return None
+
+
 STEPS, RUNS = 12, 40
 """Four events a step: a run of 49 events."""
 LONG_STEPS = 200
@@ -65,7 +75,7 @@ def measure() -> dict[str, float]:
     """Every figure of `TARGETS`."""
     agent = travel_agent()
     policies = Policies.parse(agent.policies)
-    judged = [cost for _ in range(RUNS) for cost in growing(Gate(agent, policies).judge, agent, STEPS)]
+    judged = [cost for _ in range(RUNS) for cost in growing(Gate(agent, policies, Running()).judge, agent, STEPS)]
     traced = [cost for _ in range(RUNS) for cost in growing(tracing(agent), agent, STEPS)]
     invented = [cost for _ in range(RUNS) for cost in growing(tracing(agent, invented=True), agent, STEPS)]
     long = [min(pair) for pair in zip(*(growing(tracing(agent), agent, LONG_STEPS) for _ in range(3)), strict=True)]
