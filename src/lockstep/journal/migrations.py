@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import time
 from pathlib import Path
 
-from lockstep.errors import StoreError
-from lockstep.journal.sqlite_file import translate
+from lockstep.errors import StoreBusy, StoreError
+from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
 
 MIGRATIONS: tuple[str, ...] = (
     # A run's number stands for its id in the events: 16 bytes less in each row and in each entry of the index.
@@ -42,6 +44,7 @@ MIGRATIONS: tuple[str, ...] = (
     );
     """,
 )
+_HOLDER_S = 10.0
 OLDEST_READABLE = 1
 """A store with this many migrations can be read as it is; only writing brings it forward."""
 
@@ -62,6 +65,44 @@ def migrate(path: Path) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise translate(error, path.parent) from error
+
+
+def bring_forward(directory: Path, needed: str) -> None:
+    """Make or migrate the store where nobody holds it; else wait until its holder has done so.
+
+    Raises:
+        StoreBusy: its holder is of a version that knows nothing of what is `needed` here.
+        StoreError: it cannot be opened or migrated.
+    """
+    until = time.monotonic() + _HOLDER_S
+    while not _is_newest(directory / DATABASE):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock_fd = hold(directory)
+        except StoreBusy as busy:
+            if time.monotonic() > until:
+                what = f"{busy.message} It is of a version that knows no {needed}."
+                raise StoreBusy(what, remedy="End that process itself.") from busy
+            time.sleep(0.05)
+            continue
+        except OSError as error:
+            raise StoreError(f"The store {directory} cannot be opened: {error.strerror}.") from error
+        try:
+            migrate(directory / DATABASE)
+        finally:
+            os.close(lock_fd)
+
+
+def _is_newest(path: Path) -> bool:
+    if not path.exists():
+        return False
+    connection = connect(path, readonly=True)
+    try:
+        return check_version(connection, path) == len(MIGRATIONS)
+    except sqlite3.Error as error:
+        raise translate(error, path.parent) from error
+    finally:
+        connection.close()
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> int:

@@ -8,7 +8,6 @@ Refuses to say whether a call is covered; that is the gate's.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lockstep.errors import StoreDamaged, StoreError
+from lockstep.errors import StoreDamaged
 from lockstep.journal.codec import GENESIS, link
-from lockstep.journal.migrations import MIGRATIONS, check_version, migrate
-from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
+from lockstep.journal.migrations import bring_forward
+from lockstep.journal.sqlite_file import DATABASE, connect, translate
 from lockstep.values import Digest, RunId
 
 CHAIN = RunId("standing")
@@ -117,7 +116,7 @@ class StandingBook:
 
     def _write(self, at_ms: int, entry: Callable[[_Book], tuple[str, dict[str, Any]] | None]) -> None:
         """Append what `entry` says to what stands there, in one transaction."""
-        self._bring_forward()
+        bring_forward(self._directory, "approval given beforehand")
         with self._connected(readonly=False) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -146,23 +145,6 @@ class StandingBook:
             book.head, book.seq, book.last_ms = digest, seq, at_ms
             book.add(kind, json.loads(body))
         return book
-
-    def _bring_forward(self) -> None:
-        """Make or migrate the store, unless whoever holds it has done so."""
-        path = self._directory / DATABASE
-        if path.exists():
-            with self._connected(readonly=True) as connection:
-                if check_version(connection, path) == len(MIGRATIONS):
-                    return
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            lock_fd = hold(self._directory)
-        except OSError as error:
-            raise StoreError(f"The store {self._directory} cannot be opened: {error.strerror}.") from error
-        try:
-            migrate(path)
-        finally:
-            os.close(lock_fd)
 
     @contextmanager
     def _connected(self, *, readonly: bool) -> Iterator[sqlite3.Connection]:

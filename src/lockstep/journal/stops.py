@@ -8,17 +8,16 @@ wait for the process it is to stop would be none.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from pathlib import Path
 from typing import Self
 
-from lockstep.errors import AgentStopped, StoreBusy, StoreDamaged, StoreError
+from lockstep.errors import AgentStopped, StoreDamaged, StoreError
 from lockstep.journal.codec import GENESIS, link
-from lockstep.journal.migrations import MIGRATIONS, check_version, migrate
+from lockstep.journal.migrations import bring_forward
 from lockstep.journal.port import Stop, Stops
-from lockstep.journal.sqlite_file import DATABASE, connect, hold, translate
+from lockstep.journal.sqlite_file import DATABASE, connect, translate
 from lockstep.values import RunId
 
 CHAIN = RunId("stops")
@@ -26,8 +25,6 @@ CHAIN = RunId("stops")
 STOPPED, STARTED = "agent.stopped", "agent.started"
 _NEWEST = "SELECT type, CAST(body AS BLOB) FROM stops WHERE agent = ? ORDER BY seq DESC LIMIT 1"
 _LAST = "SELECT CAST(seq AS INTEGER), CAST(at AS INTEGER), CAST(hash AS BLOB) FROM stops ORDER BY seq DESC LIMIT 1"
-_HOLDER_S = 10.0
-"""How long a process that has just taken the store may need to bring it forward."""
 
 
 def newest(connection: sqlite3.Connection, directory: Path, agent: str) -> Stop | None:
@@ -86,7 +83,7 @@ class StopBook:
             StoreBusy: the process that holds the store is of a version that does not look at stops.
             StoreError: it cannot be opened.
         """
-        _bring_forward(directory)
+        bring_forward(directory, "stop")
         return cls(directory)
 
     def stop_of(self, agent: str) -> Stop | None:
@@ -132,41 +129,3 @@ class StopBook:
         if stop is None:
             raise StoreError(f"Agent {agent} was started again at this moment.", remedy="Stop it again.")
         return stop
-
-
-def _bring_forward(directory: Path) -> None:
-    """Make or migrate the store where nobody holds it; else wait until its holder has done so."""
-    until = time.monotonic() + _HOLDER_S
-    while True:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock_fd = hold(directory)
-        except StoreBusy as busy:
-            if _is_newest(directory):
-                return
-            if time.monotonic() > until:
-                raise StoreBusy(
-                    f"{busy.message} It is of a version that knows no stop.", remedy="End that process itself."
-                ) from busy
-            time.sleep(0.05)
-            continue
-        except OSError as error:
-            raise StoreError(f"The store {directory} cannot be opened: {error.strerror}.") from error
-        try:
-            migrate(directory / DATABASE)
-        finally:
-            os.close(lock_fd)
-        return
-
-
-def _is_newest(directory: Path) -> bool:
-    path = directory / DATABASE
-    if not path.exists():
-        return False
-    connection = connect(path, readonly=True)
-    try:
-        return check_version(connection, path) == len(MIGRATIONS)
-    except sqlite3.Error as error:
-        raise translate(error, directory) from error
-    finally:
-        connection.close()

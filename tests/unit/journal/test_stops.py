@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.errors import AgentStopped, StoreBusy, StoreDamaged, StoreError
-from lockstep.journal import codec, stops
+from lockstep.journal import codec, migrations
 from lockstep.journal.migrations import MIGRATIONS
 from lockstep.journal.port import Stop
 from lockstep.journal.sqlite import SQLiteJournal
@@ -115,7 +115,7 @@ def test_a_holder_of_a_version_without_stops_is_said_and_nothing_is_pretended(
     connection = sqlite3.connect(tmp_path / DATABASE)
     connection.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
     connection.close()
-    monkeypatch.setattr(stops, "_HOLDER_S", 0.1)
+    monkeypatch.setattr(migrations, "_HOLDER_S", 0.1)
     hold(tmp_path)
     with pytest.raises(StoreBusy, match="knows no stop"):
         StopBook.open(tmp_path)

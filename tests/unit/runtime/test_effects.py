@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from inprocess import (
@@ -23,6 +23,7 @@ from inprocess import (
     started,
     types_of,
 )
+from test_driver import BA1, during, run_of
 
 from lockstep.agent.effect_spec import ProbeSection
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
@@ -35,23 +36,9 @@ from lockstep.runtime.reading import doubts, read_run, read_state
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Effect
 
-WAIT_S = 60
-T = TypeVar("T")
-BA1 = {"flight": "BA1"}
 ANY_FLIGHT = {"type": "object", "properties": {"flight": {"type": "string"}}}
 BUSY = Outcome(kind="tool_error", text="503 Service Unavailable", transient=True)
 FIND = locked_tool("find", schema=ANY_FLIGHT)
-
-
-def during(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
-    async def bounded() -> T:
-        journal = SQLiteJournal.open(path / "store")
-        try:
-            return await asyncio.wait_for(work(journal), WAIT_S)
-        finally:
-            await journal.close()
-
-    return asyncio.run(bounded())
 
 
 class Waits:
@@ -75,10 +62,6 @@ def failing(times: int, outcome: Outcome = BUSY) -> Callable[[PermittedCall], Ou
     """Fails so often, then answers."""
     left = [outcome] * times
     return lambda _: left.pop() if left else ok("there it is")
-
-
-async def run_of(driving: Driver, **how: Any) -> State:
-    return await driving.advance(await driving.start(started(**how)))
 
 
 def retried(recorded: Iterable[ev.Recorded]) -> list[ev.EffectRetried]:
