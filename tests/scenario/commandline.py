@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -79,19 +80,42 @@ def lockstep(
     *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
 ) -> Done:
     """Run one command to its end."""
-    done = subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = bounded(command(*arguments), cwd=cwd, env=environment(env), stdin=stdin)
     assert "Traceback" not in done.stderr, done.stderr
     assert "internal error" not in done.stderr, done.stderr
     return Done(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def bounded(
+    arguments: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    timeout_s: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python to its end. One that hangs fails the test with the stacks of its threads.
+
+    It is killed with its children: one that lived on would hold the pipes, and waiting for their end would be forever.
+    """
+    pipe = subprocess.PIPE
+    env = {**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        arguments, cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(stdin, timeout=timeout_s)
+    except BaseException as stopped:
+        process.send_signal(signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        if not isinstance(stopped, subprocess.TimeoutExpired):
+            raise
+        pytest.fail(f"{' '.join(arguments)} did not end in {timeout_s:g} s:\n{out}\n{err}")
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @dataclass(frozen=True, kw_only=True)

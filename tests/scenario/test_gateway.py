@@ -122,7 +122,7 @@ def over_http(agent: Agent, *options: str, env: dict[str, str]) -> Iterator[tupl
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
-        assert " at http://" in line, line + process.stderr.read()
+        assert " at http://" in line, line
         yield line.split(" at ")[1].strip(), process
     finally:
         process.terminate()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import BAD_INPUT, FINISHED, SUSPENDED
+from commandline import BAD_INPUT, FINISHED, SUSPENDED, bounded
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAVEL = ROOT / "examples/travel"
@@ -82,14 +82,7 @@ class World:
         return [sys.executable, "-m", "lockstep", *arguments, "--store", str(self.agent / ".lockstep")]
 
     def lockstep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        return bounded(self.command(*arguments))
 
     def run(self, *more: str) -> tuple[int, dict[str, Any]]:
         done = self.lockstep("run", str(self.agent), REQUEST, "--approve", "all", "--json", *more)

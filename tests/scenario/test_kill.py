@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import bounded
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAVEL = ROOT / "examples/travel"
@@ -69,9 +70,7 @@ class World:
         self, *arguments: str, prefix: tuple[str, ...] = ("-m", "lockstep")
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *prefix, *arguments, "--store", str(self.agent / ".lockstep")]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
-        )
+        return bounded(command)
 
     def run_and_die(self, when: str, number: int) -> int:
         arguments = ("run", str(self.agent), REQUEST, "--approve", "all", "--json")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import bounded
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -109,9 +110,7 @@ def _lockstep(directory: Path, *arguments: str) -> subprocess.CompletedProcess[s
     environment = {**os.environ, "MY_KEY": KEY}
     environment.pop("LOCKSTEP_STORE", None)
     command = [sys.executable, "-m", "lockstep", *arguments]
-    return subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
+    return bounded(command, cwd=directory, env=environment)
 
 
 @pytest.fixture

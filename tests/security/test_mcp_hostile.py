@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed (Debian package bubblewrap)"),
 ]
 TIMEOUT_S = 15.0
+SILENCE_S = 3.0
+"""Of those that never answer."""
 GRACE_S = 30.0
 """For a machine that has other things to do; what hangs is ended after `TIMEOUT_S`."""
 MAX_BLOCK_S = 3.0
@@ -76,6 +78,11 @@ class Hostile:
     says: str
     definition: dict[str, Any] | None = None
     output_kb: int = 8192
+
+    def tool(self, at: Desk) -> LockedTool:
+        timeout_s = SILENCE_S if self.kind == "timeout" else TIMEOUT_S
+        server = SERVER.replace("#HERE", self.code)
+        return at.tool(server, self.definition or DO, output_kb=self.output_kb, timeout_s=timeout_s)
 
 
 def on_call(code: str, kind: str, says: str, **more: Any) -> Hostile:
@@ -222,7 +229,9 @@ class Desk:
     code: CodeStore
     mint: PermitMint
 
-    def tool(self, server: str, definition: dict[str, Any] = DO, *, output_kb: int = 8192) -> LockedTool:
+    def tool(
+        self, server: str, definition: dict[str, Any] = DO, *, output_kb: int = 8192, timeout_s: float = TIMEOUT_S
+    ) -> LockedTool:
         files = {"server.py": server.encode()}
         self.code.put(files)
         code = {name: sha256(data) for name, data in files.items()}
@@ -237,7 +246,7 @@ class Desk:
             egress=(),
             env={},
             limits=LimitsSection(output_kb=output_kb),
-            timeout_s=TIMEOUT_S,
+            timeout_s=timeout_s,
             fee_usd=Decimal(0),
             source=source,
             code=code,
@@ -282,12 +291,7 @@ async def beside_others(
     try:
         async with asyncio.timeout(TIMEOUT_S + GRACE_S):
             good = [at.call(at.tool(SERVER), f"good{n}") for n in range(2)]
-            bad = [
-                at.call(
-                    at.tool(SERVER.replace("#HERE", each.code), each.definition or DO, output_kb=each.output_kb), name
-                )
-                for name, each in servers
-            ]
+            bad = [at.call(each.tool(at), name) for name, each in servers]
             done = await asyncio.gather(*bad, *good)
     finally:
         over.set()

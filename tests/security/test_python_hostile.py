@@ -22,7 +22,8 @@ TOOLS = """\
 [[tools]]
 builtin = "python"
 code = ["prices.csv"]
-timeout_s = 6
+timeout_s = 4
+late_s = 0
 limits = { memory_mb = 256, processes = 8, file_mb = 4, disk_mb = 16, output_kb = 256 }
 """
 CANARY = "canary-41c9-that-only-the-host-knows"
@@ -85,8 +86,8 @@ def test_links_to_what_is_mounted_are_not_followed(agent: Agent) -> None:
 @pytest.mark.parametrize(
     ("code", "outcomes", "said"),
     [
-        ("while True: print('x' * 1000)", {"timeout"}, "within 6 s"),
-        ("while True: pass", {"timeout"}, "within 6 s"),
+        ("while True: print('x' * 1000)", {"timeout"}, "within 4 s"),
+        ("while True: pass", {"timeout"}, "within 4 s"),
         ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"timeout", "tool_error"}, ""),
         ("import os\nos.kill(os.getppid(), 9)", {"process_ended"}, "without an answer"),
         ("x = bytearray(10**10)", {"tool_error"}, "MemoryError"),
