@@ -59,7 +59,9 @@ def test_every_lockstep_command_of_the_readme_does_what_it_says(newcomer: Path) 
     script = [f'lockstep() {{ "{sys.executable}" -m lockstep "$@"; }}', f'python() {{ "{sys.executable}" "$@"; }}']
     for number, line in enumerate(lines):
         if line.endswith("&"):
+            # Not by way of the function above: `$!` would be a shell, and killing that leaves the service.
             service = line[:-1].replace("8931", (newcomer / "port").read_text())
+            service = service.replace("python ", f'"{sys.executable}" ', 1)
             script += [f"{service} > service.log 2>&1 &", "SERVICE=$!"]
             script += ["until grep -q 'service on' service.log; do kill -0 $SERVICE || exit 9; done"]
             continue
