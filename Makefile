@@ -11,6 +11,8 @@ TESTS ?=
 # long files come before the many short ones of tests/unit; xdist's own order has those with few, long tests last, alone.
 # A narrowed run stays in this one.
 WORKERS ?= $(if $(TESTS),0,2)
+# Real sandboxes on a busy machine miss a deadline now and then: in the whole run a failure is tried once more, and named.
+RERUNS ?= $(if $(TESTS),,--reruns 1 -raR)
 LOCKSTEP_DATA ?= ../shared/data
 AIRLINE := $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
 INJECTIONS := $(LOCKSTEP_DATA)/agentdojo_gpt-4o_banking+slack.jsonl.zst
@@ -34,7 +36,7 @@ demo:  ## the travel example from a request to a booking, offline, in sandboxes
 
 test:  ## the tests; TESTS=tests/unit narrows
 	@$(PYTHON) scripts/setup.py --dev
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(RERUNS) $(TESTS)
 
 test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
 	@$(PYTHON) scripts/setup.py --dev
