@@ -22,7 +22,7 @@ UPGRADE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
-.PHONY: injections hostile conformance relock clean
+.PHONY: bench-mcp injections hostile conformance relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench-sandboxes:  ## sandboxed calls, warm, cold and many, beside bubblewrap and
 bench-gate:  ## what the gate costs a call: schema, provenance, receipts and policy
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python bench/gate.py
+
+bench-mcp:  ## a call of an MCP server in its run's sandbox, beside the SDK's client on the bare server
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python bench/mcp_host.py
 
 bench-gateway:  ## what the gateway adds to a call, beside the SDK's own server
 	@$(PYTHON) scripts/setup.py --dev
