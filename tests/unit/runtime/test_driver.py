@@ -991,7 +991,7 @@ def broken_permit(how: str) -> Callable[[PermittedCall, Permit], None]:
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_permit_that_does_not_fit_stops_the_driver_and_nothing_is_settled(path: Path, how: str, calls: int) -> None:
     class Broken(Functions):
-        async def call(self, asked: PermittedCall, permit: Permit) -> Outcome:
+        async def call(self, asked: PermittedCall, permit: Permit, *more: Any) -> Outcome:
             broken_permit(how)(asked, permit)
             return ok()
 
