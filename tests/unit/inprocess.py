@@ -188,6 +188,8 @@ class Functions:
         """Invocations by `run/call`."""
         self.calls: list[PermittedCall] = []
         self.permits: list[Permit] = []
+        self.ask: Ask | None = None
+        """Of the newest call: what a server that holds it open would ask through."""
         self.swept = 0
         self.ended: list[str] = []
 
@@ -202,6 +204,7 @@ class Functions:
         if on_overdue is not None:
             asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue)
         self.ran[f"{call.run}/{call.id}"] += 1
+        self.ask = ask
         self.calls.append(call)
         self.permits.append(permit)
         function = self.functions.get(call.tool.name)

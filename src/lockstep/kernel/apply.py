@@ -19,6 +19,9 @@ from lockstep.values import Effect, RunId, parse_usd
 NOBODY = "nobody"
 """Who refuses an approval that expired."""
 
+CALL_AGAIN_MS = 125
+"""How long a server that only asked to be called again is left alone; twice as long each time."""
+
 JOINED = "joined"
 """Outcome of a call that was not run, because another session made the same one a moment before: told its result."""
 
@@ -271,6 +274,8 @@ def _input_given(state: State, event: ev.InputGiven, at_ms: int) -> _Changes:
     if call.phase is not Phase.NEEDS_INPUT:
         raise ValueError(f"{event.TYPE} is of what was answered already")
     changes: _Changes = {"phase": Phase.ANSWERED, "answers": event.responses, "because": event.because}
+    if event.responses == "{}":  # nothing was asked but to be called again: not at once, and later each time
+        changes["retry_at_ms"] = at_ms + CALL_AGAIN_MS * 2**call.rounds
     return _with_call(state, event.call, changes)
 
 

@@ -118,9 +118,10 @@ def read_result(result: Mapping[str, Any], may: Collection[str]) -> Asked:
         BadQuestion: it asks for nothing that can be read.
     """
     requests, state = result.get("inputRequests"), result.get("requestState")
-    if requests is None and state is None:
+    requests = {} if requests is None else requests
+    if not requests and state is None:
         raise BadQuestion("it requires input and neither says which nor has a state")
-    if not isinstance(requests := requests or {}, dict) or len(requests) > MAX_REQUESTS:
+    if not isinstance(requests, dict) or len(requests) > MAX_REQUESTS:
         raise BadQuestion(f"it requires input and what it asks for is no list of at most {MAX_REQUESTS} requests")
     if state is not None and not isinstance(state, str):
         raise BadQuestion("its state is no text")

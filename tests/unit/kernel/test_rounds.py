@@ -17,7 +17,9 @@ from lockstep.kernel.state import Phase
 from lockstep.values import Effect
 
 ASKED = ev.InputAsked(call="1.0", input="q1", asked='{"requests":{}}', digest=DIGEST, expires_at_ms=T0 + 1000)
-GIVEN = ev.InputGiven(call="1.0", input="q1", digest=DIGEST, by="ada", responses=json.dumps({"a": {"action": "accept"}}))
+GIVEN = ev.InputGiven(
+    call="1.0", input="q1", digest=DIGEST, by="ada", responses=json.dumps({"a": {"action": "accept"}})
+)
 WAITS = ev.RunSuspended(reason="input", call="1.0", message="waits")
 EFFECTS = pytest.mark.parametrize("effect", [Effect.ONCE, Effect.KEYED, Effect.IDEMPOTENT])
 
