@@ -355,6 +355,8 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
         settings["prefix"] = server.prefix
     if server.runtime:
         settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
+    if server.asks:
+        settings["asks"] = list(server.asks)
     if server.files:
         settings["files"] = {
             name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())

@@ -67,6 +67,8 @@ class LockedTool:
     files: Mapping[str, WorkingFiles] = field(default_factory=dict)
     protocol: str = ""
     """Of an MCP server: the revision that was settled on with it when it was locked."""
+    asks: tuple[str, ...] = ()
+    """What its server may ask for while it is called: of `elicitation`, `sampling` and `roots`."""
 
     @property
     def own_name(self) -> str:
@@ -202,6 +204,7 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         runtime=runtime,
         files={name: WorkingFiles.model_validate(files) for name, files in value.get("files", {}).items()},
         protocol=value.get("protocol", ""),
+        asks=tuple(value.get("asks", ())),
         output_private=value.get("output_private", False),
         fields={kind: tuple(each) for kind, each in value["fields"].items()} if "fields" in value else None,
     )

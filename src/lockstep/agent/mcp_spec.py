@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
@@ -28,6 +28,17 @@ class McpServer(_Section):
     runtime: dict[MountName, HostPath] = Field(default_factory=dict)
     """Directories of packages that the server consists of: read-only at /runtime/NAME, digested into the lock."""
     files: dict[MountName, WorkingFiles] = Field(default_factory=dict)
+    elicitation: Literal["ask", "decline"] = "decline"
+    """Whether the server may ask people for input while one of its tools is called."""
+    sampling: Literal["client", "decline"] = "decline"
+    """Whether what it asks of a model is passed to a client of the gateway that answers such requests."""
+    roots: Literal["client", "decline"] = "decline"
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What it may ask for, by the names of the protocol's capabilities."""
+        wanted = {"elicitation": self.elicitation, "sampling": self.sampling, "roots": self.roots}
+        return tuple(name for name, said in wanted.items() if said != "decline")
 
     @model_validator(mode="after")
     def _command_is_text(self) -> McpServer:

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 from mcp import MCPError, types
 from mcp.server.caching import CacheHint
-from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
-from lockstep.errors import AgentStopped, LockstepError, RunError
+from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
+from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.telling import failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
@@ -27,13 +27,15 @@ from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
 from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime.inputs import Said, answer_input, problem_of, waiting_input
+from lockstep.runtime.reading import read_state
+from lockstep.tools.inputs import parse
 
 SESSION_META = "lockstep/session"
 APPROVAL = "approval"
 LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
 _MAX_CLIENT_CHARACTERS = 100
-_MODERN = "2026-07-28"
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Run exactly this call."}},
@@ -46,7 +48,6 @@ _ASK_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-Context = ServerRequestContext[Any, Any]
 WhoCalls = Callable[[Context], Principal]
 
 
@@ -109,21 +110,40 @@ class _Face:
             raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: message, a text with words.")
         caller = self._caller(ctx, principal)
         try:
-            answered = await self._answered(params, caller)
-            state = answered or await self._asked(caller, params, asks=asks)
+            client = Client(ctx, principal, self._desk.agent)
+            answered = await self._answered(params, caller, client)
+            state = answered or await self._asked(caller, params, client, asks=asks)
             if not asks and params.name not in self._offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             closed = answered is None and params.input_responses is not None
+            state = await self._answered_by_client(state, client, caller)
+            if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
+                return client.required(state, waits)
             return await self._told(ctx, principal, state, asks=asks, elicits=not closed)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
             raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
 
-    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, *, asks: bool) -> State:
+    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, client: Client, *, asks: bool) -> State:
         if asks:
-            return await self._desk.ask(caller, str((params.arguments or {})["message"]))
-        return await self._desk.call(caller, params.name, params.arguments)
+            return await self._desk.ask(caller, str((params.arguments or {})["message"]), client)
+        return await self._desk.call(caller, params.name, params.arguments, client)
+
+    async def _answered_by_client(self, state: State, client: Client, caller: Caller) -> State:
+        """The run after all that its servers asked and a legacy client answered while its call was open."""
+        while (waits := waiting_input(state)) is not None:
+            asked = parse(waits.asked)
+            if client.modern or not client.can(asked):
+                break
+            responses = await client.answer(state, waits, asked)
+            if responses is not None and problem_of(asked, responses):
+                break  # the run waits, and whoever looks sees what it waits for
+            because = "" if responses is not None else "the client has no answer"
+            said = Said(responses=responses, by=caller.principal, because=because, login=f"asked by {caller.client}")
+            state = await answer_input(self._served.journal, waits.input, said)
+            state = await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
+        return state
 
     async def _told(
         self, ctx: Context, principal: Principal, state: State, *, asks: bool, elicits: bool
@@ -132,7 +152,7 @@ class _Face:
         elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
         answered = ""
         while elicits and (call := _waiting(state)) is not None and call.approval != answered:
-            if ctx.protocol_version >= _MODERN:
+            if ctx.protocol_version >= MODERN:
                 return _input_required(state, call, principal)
             said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
             given = _given(said)
@@ -143,17 +163,33 @@ class _Face:
         tool = None if asks else self._desk.agent.tools.get(state.calls[0].name)
         return result_of_ask(state) if asks else result_of_call(state, tool)
 
-    async def _answered(self, params: types.CallToolRequestParams, caller: Caller) -> State | None:
+    async def _answered(self, params: types.CallToolRequestParams, caller: Caller, client: Client) -> State | None:
         """The run that went on because this retry of its call answers what was asked of it; None when it answers
         nothing. The state was sealed for this call and this principal, so it can be no other's."""
         if not params.request_state or not params.input_responses:
             return None
         asked = json.loads(params.request_state)
+        if INPUT in asked:
+            return await self._input_answered(asked, params.input_responses, caller, client)
         said = params.input_responses.get(APPROVAL)
         given = _given(said) if isinstance(said, types.ElicitResult) else None
         if given is None:
             return None
         return await self._answer(asked["approval"], given=given, by=caller.principal, client=caller.client)
+
+    async def _input_answered(
+        self, asked: Mapping[str, Any], given: Mapping[str, Any], caller: Caller, client: Client
+    ) -> State:
+        """The run that goes on with what its server asked; as it was, where that is not what was said."""
+        responses = {key: as_said(each) for key, each in given.items()}
+        said = Said(responses=responses, by=caller.principal, login=f"asked by {caller.client}")
+        try:
+            state = await answer_input(self._served.journal, asked[INPUT], said)
+        except InputError:
+            state = await read_state(self._served.journal, asked["run"])
+            if waiting_input(state) is not None:
+                return state  # asked once more
+        return await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
 
     async def _answer(self, approval: str, *, given: bool, by: str, client: str) -> State:
         said = Answer(given=given, by=by, login=f"asked by {client}")
@@ -191,7 +227,7 @@ def _can_elicit(ctx: Context) -> bool:
     if elicitation is None:
         return False
     url_only = elicitation.url is not None and elicitation.form is None
-    return not url_only and (ctx.protocol_version >= _MODERN or ctx.session.can_send_request)
+    return not url_only and (ctx.protocol_version >= MODERN or ctx.session.can_send_request)
 
 
 def _input_required(state: State, call: CallState, principal: Principal) -> types.InputRequiredResult:

@@ -26,7 +26,7 @@ from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.stops import require_running
 from lockstep.kernel.apply import NOBODY, apply, barred, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
-from lockstep.runtime.outcomes import answered
+from lockstep.runtime.outcomes import answered, dropped
 from lockstep.runtime.reading import UNSEEDED, Unreadable, read_row, read_run, read_state, unfinished
 from lockstep.values import RunId, format_usd, now_ms
 
@@ -72,7 +72,7 @@ async def answer_approval(journal: Journal, approval: str, answer: Answer, terms
         await _require_valid(journal, state, call, answer.by, terms_now)
     event = answered(call, given=answer.given, by=answer.by, because=answer.because, login=answer.login)
     try:
-        await _append(journal, state, event)
+        await append(journal, state, event)
     except FenceConflict:
         await _asked(journal, approval)  # says who was faster, if it was an answer
         raise
@@ -182,7 +182,7 @@ async def settle(
         text = f"{call.name} did not happen, as {by} found out. It may be called again."
     kind = DoubtSettled if state.status is Status.FINISHED else EffectReconciled
     terms = _freed_by(recorded, call, result) if happened and result else ()
-    await _append(journal, state, kind(call=call.id, happened=happened, by=by, text=text, freed_by=terms))
+    await append(journal, state, kind(call=call.id, happened=happened, by=by, text=text, freed_by=terms))
     return call
 
 
@@ -210,7 +210,10 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
     if state.status is Status.FINISHED:
         raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
     intended = [call for call in state.calls if call.phase is Phase.INTENDED]
-    doubted = [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
+    asking = [call for call in state.calls if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED)]
+    ended = [dropped(call, "not_continued", "the run was cancelled") for call in asking]
+    unknown = [call.name for call in asking if call.unsure]
+    doubted = unknown + [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
     message = f"Cancelled by {by}." + (
         f" {', '.join(doubted)} may have happened: nobody settled it." if doubted else ""
     )
@@ -224,7 +227,7 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
     )
     # What was let go and is not settled stays in doubt, and `lockstep doubts` shows it.
     why = "the run was cancelled before the outcome was recorded"
-    await _append(journal, state, *(EffectDoubted(call=call.id, why=why) for call in intended), event)
+    await append(journal, state, *(EffectDoubted(call=call.id, why=why) for call in intended), *ended, event)
     return await read_state(journal, run)
 
 
@@ -257,6 +260,7 @@ def _unread(row: RunRow) -> State:
     )
 
 
-async def _append(journal: Journal, state: State, *events: Event) -> None:
+async def append(journal: Journal, state: State, *events: Event) -> None:
+    """Write these events as the next of the run; FenceConflict where somebody was faster."""
     at_ms = max(now_ms(), state.last_at_ms)
     await journal.append(state.run, state.next_seq, [(at_ms, event) for event in events])

@@ -26,6 +26,7 @@ from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Message
 from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
+from lockstep.runtime.live import Attendant
 from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
 from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
 
@@ -76,8 +77,9 @@ class Desk:
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
         self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
 
-    async def call(self, caller: Caller, tool: str, arguments: Json) -> State:
-        """One call, start to end: its run, finished, or suspended where a person must speak first.
+    async def call(self, caller: Caller, tool: str, arguments: Json, attendant: Attendant | None = None) -> State:
+        """One call, start to end: its run, finished, or suspended where a person must speak first. `attendant` is the
+        client itself, where it can be asked what a server wants to know.
 
         Raises:
             AgentStopped: somebody stopped the agent.
@@ -86,16 +88,17 @@ class Desk:
         """
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
-        return await self._to_the_end(self._take(caller, _key("call", tool, arguments), CLIENT_WORDS, asked))
+        key = _key("call", tool, arguments)
+        return await self._to_the_end(self._take(caller, key, CLIENT_WORDS, asked, attendant))
 
-    async def ask(self, caller: Caller, message: str) -> State:
+    async def ask(self, caller: Caller, message: str, attendant: Attendant | None = None) -> State:
         """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
-        return await self._to_the_end(self._take(caller, _key("ask", message, None), message, None))
+        return await self._to_the_end(self._take(caller, _key("ask", message, None), message, None, attendant))
 
-    async def go_on(self, run: RunId, *, by: str, fetched: bool) -> State:
+    async def go_on(self, run: RunId, *, by: str, fetched: bool, attendant: Attendant | None = None) -> State:
         """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
         asks the same again."""
-        return await self._to_the_end(self._go_on(run, by, fetched))
+        return await self._to_the_end(self._go_on(run, by, fetched, attendant))
 
     def offered(self, principal: str) -> frozenset[str]:
         """The tools that policy may permit this principal."""
@@ -109,7 +112,7 @@ class Desk:
             state = await read_row(self._journal, row)
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
-            if any(call.phase in (Phase.INTENDED, Phase.DOUBTED) for call in state.calls):
+            if any(call.phase in _LET_GO for call in state.calls):
                 await self._driver.resume(row.run, by="the gateway")
             else:
                 await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
@@ -134,7 +137,9 @@ class Desk:
         if not task.cancelled():
             task.exception()  # seen here, so that a client that is gone costs no complaint
 
-    async def _take(self, caller: Caller, key: str, words: str, asked: AskedCall | None) -> State:
+    async def _take(
+        self, caller: Caller, key: str, words: str, asked: AskedCall | None, attendant: Attendant | None
+    ) -> State:
         session = await self._session(caller)
         session.busy += 1
         try:
@@ -142,21 +147,21 @@ class Desk:
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
             async with guard:
                 if (waits := session.pending.get(key)) is not None:
-                    state = await self._driver.resume(waits, by=caller.principal)
+                    state = await self._driver.resume(waits, by=caller.principal, attendant=attendant)
                 else:
                     started = self._started(caller, session, words, asked)
-                    state = await self._driver.begin(started, session.history(), asked)
+                    state = await self._driver.begin(started, session.history(), asked, attendant)
                 self._keep(session, key, state, receipts=not beside)
                 return state
         finally:
             session.busy -= 1
             session.used = time.monotonic()
 
-    async def _go_on(self, run: RunId, by: str, fetched: bool) -> State:
+    async def _go_on(self, run: RunId, by: str, fetched: bool, attendant: Attendant | None) -> State:
         state = await read_state(self._journal, run)
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
         async with session.effects:
-            state = await self._driver.resume(run, by=by)
+            state = await self._driver.resume(run, by=by, attendant=attendant)
             key = next((key for key, waits in session.pending.items() if waits == run), "")
             self._keep(session, key, state, receipts=True, held=not fetched)
             return state
@@ -226,6 +231,7 @@ class Desk:
 
 
 _OWN = "mcp-"
+_LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
 
 
 def _goes_beside(tool: LockedTool) -> bool:

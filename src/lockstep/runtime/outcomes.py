@@ -11,7 +11,7 @@ from lockstep.kernel.apply import JOINED
 from lockstep.kernel.state import CallState, Receipt, State
 from lockstep.model.port import AskedCall, Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import format_usd
+from lockstep.values import Effect, format_usd
 
 CLIENT = "mcp-client"
 """What stands as the provider where a client asked for a call and no model did."""
@@ -125,6 +125,15 @@ def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
         run_ms=outcome.run_ms,
         egress=outcome.egress,
     )
+
+
+def dropped(call: CallState, outcome: str, why: str) -> ev.EffectSettled | ev.EffectDoubted:
+    """A call that ends between two rounds: not carried out, unless a request of an earlier round may have been."""
+    if call.unsure and call.effect in (Effect.ONCE, Effect.KEYED):
+        why = f"it asked for input after a request that may have changed something, and went no further: {why}"
+        return ev.EffectDoubted(call=call.id, why=why)
+    text = f"Not carried out: {call.name} asked for input and went no further, because {why.rstrip('.')}."
+    return ev.EffectSettled(call=call.id, outcome=outcome, text=text)
 
 
 def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...]) -> ev.EffectSettled:

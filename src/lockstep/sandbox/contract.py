@@ -152,6 +152,12 @@ class Process(Protocol):
         """Stop the clock: nothing is asked of the process until it is admitted. Before `rest` it has `wall_s` to get
         ready."""
 
+    def pause(self) -> None:
+        """Stop the wall clock while what the process asked for is found out; everything else is still measured."""
+
+    def go_on(self) -> None:
+        """Let the wall clock run on from where it stood."""
+
     @property
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
+from lockstep.gate.rounds import Round
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
+from lockstep.tools.inputs import ONE, WORDS, BadQuestion, read_request
+from lockstep.tools.port import Ask
 from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
@@ -32,6 +35,7 @@ DISCOVER_S = 5.0
 one that is waiting for its handshake."""
 _META = "io.modelcontextprotocol/"
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
+CAPABILITIES: Mapping[str, JsonObject] = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
 
 
 class BadReply(Exception):
@@ -50,10 +54,14 @@ class ServerError(Exception):
 class McpClient:
     """One conversation with one server process, in `protocol` once that is settled."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, offers: Collection[str] = ()) -> None:
+        """`offers`: what a server may ask for, of `tools.inputs.WORDS`."""
         self._process = process
+        self.offers = frozenset(offers)
         self._next_id = 1
         self._stray = 0
+        self.ask: Ask | None = None
+        """Who answers what a server asks for that holds its call open; only of a legacy one."""
         self.protocol = ""
         self.declined: dict[str, int] = {}
         """What the server asked of us and did not get: method -> how often."""
@@ -94,7 +102,7 @@ class McpClient:
         """
         self.protocol = protocol
         result = await self.request(
-            "initialize", {"protocolVersion": protocol, "capabilities": {}, "clientInfo": _CLIENT}
+            "initialize", {"protocolVersion": protocol, "capabilities": self._capabilities, "clientInfo": _CLIENT}
         )
         answered = result.get("protocolVersion")
         if answered not in LEGACY:
@@ -126,9 +134,16 @@ class McpClient:
                 return offer
         raise BadReply(f"its list of tools has more than {MAX_PAGES} pages")
 
-    async def call_tool(self, name: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
-        """The raw `tools/call` result."""
-        return await self.request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+    async def call_tool(
+        self, name: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
+    ) -> Mapping[str, Any]:
+        """The raw `tools/call` result; with `round` the call goes on that a result which required input had ended."""
+        more: dict[str, Any] = {}
+        if round is not None and round.responses:
+            more["inputResponses"] = round.responses
+        if round is not None and round.state is not None:
+            more["requestState"] = round.state
+        return await self.request("tools/call", {"name": name, "arguments": arguments, **more, "_meta": meta})
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -136,10 +151,15 @@ class McpClient:
         while True:
             frame = await self._receive()
             if "method" in frame:
-                await self._decline(frame)
+                if not await self._answered(frame):
+                    await self._decline(frame)
             elif frame.get("id") == number and not isinstance(frame["id"], bool):
                 return _result(frame)
             self._count_stray(method)
+
+    @property
+    def _capabilities(self) -> JsonObject:
+        return {name: CAPABILITIES[name] for name in sorted(self.offers)}
 
     def _enveloped(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.protocol != MODERN:
@@ -147,14 +167,30 @@ class McpClient:
         envelope = {
             f"{_META}protocolVersion": MODERN,
             f"{_META}clientInfo": _CLIENT,
-            f"{_META}clientCapabilities": {},
+            f"{_META}clientCapabilities": self._capabilities,
         }
         return {**params, "_meta": {**params.get("_meta", {}), **envelope}}
+
+    async def _answered(self, frame: Mapping[str, Any]) -> bool:
+        """Put a request to whoever is there, if there is somebody and the server may ask this."""
+        number, method = frame.get("id"), frame["method"]
+        word = next((word for word, known in WORDS.items() if known == method and word in self.offers), None)
+        if self.ask is None or word is None or self.protocol == MODERN or not _is_id(number):
+            return False
+        try:
+            asked = read_request(frame, self.offers)
+        except BadQuestion as problem:
+            raise BadReply(str(problem)) from problem
+        result = (await self.ask(asked) or {}).get(ONE)
+        if result is None:
+            return False
+        await self._send({"jsonrpc": "2.0", "id": number, "result": result})
+        return True
 
     async def _decline(self, frame: Mapping[str, Any]) -> None:
         """Requests of a server to us (sampling, roots, elicitation) are declined; notifications are dropped."""
         number = frame.get("id")
-        if not isinstance(number, str | int) or isinstance(number, bool):
+        if not _is_id(number):
             return
         if frame["method"] == "ping":
             await self._send({"jsonrpc": "2.0", "id": number, "result": {}})
@@ -182,6 +218,10 @@ class McpClient:
         if not isinstance(frame, dict):
             raise BadReply("it sent a frame that is not an object")
         return frame
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, str | int) and not isinstance(number, bool)
 
 
 def _result(frame: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,10 +14,11 @@ from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import BadReply, McpClient, ServerError
+from lockstep.tools.client import MODERN, BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
 from lockstep.tools.definitions import Offer
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.inputs import Asked, BadQuestion, read_result
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
 from lockstep.values import JsonObject, sha256
@@ -65,7 +66,7 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
     Raises:
         NotServing: it does not get that far.
     """
-    client = McpClient(process)
+    client = McpClient(process, tool.asks)
     try:
         await client.resume(tool.protocol)
         return Ready(client=client, live=_by_name(await client.list_tools()))
@@ -74,7 +75,11 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
 
 
 async def converse(
-    ready: Ready, call: PermittedCall, process: Process, on_overdue: Callable[[], None] | None = None
+    ready: Ready,
+    call: PermittedCall,
+    process: Process,
+    on_overdue: Callable[[], None] | None = None,
+    ask: Ask | None = None,
 ) -> Outcome:
     """One call, start to end; from the moment it is sent, silence means doubt.
 
@@ -92,10 +97,14 @@ async def converse(
         "lockstep/key": call.key,
         "traceparent": traceparent(call.run, call.id),
     }
-    late = on_overdue and call.tool.repeats.late_s > 0
-    timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
+    late = on_overdue is not None and call.tool.repeats.late_s > 0
+    clock = _Clock(process, call.tool.timeout_s, on_overdue if late else None)
     try:
-        result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta)
+        ready.client.ask = clock.outside(ask) if ask is not None else None
+        ready.client.offers = frozenset(call.tool.asks) & (call.offers | {"elicitation"})
+        result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta, call.round)
+        if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
+            return _asking(call.tool, ready.client, result, process)
         outcome = _outcome(result, process)
         if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
@@ -103,8 +112,41 @@ async def converse(
     except (ProcessEnded, ServerError, BadReply) as error:
         return _with_declined(_failed(call.tool, error, process, sent=True), ready.client.declined)
     finally:
-        if timer is not None:
-            timer.cancel()
+        clock.stop()
+
+
+class _Clock:
+    """The deadline of a call, and its process's clock: a person's time counts for neither."""
+
+    def __init__(self, process: Process, timeout_s: float, on_overdue: Callable[[], None] | None) -> None:
+        self._process = process
+        self._on_overdue = on_overdue
+        self._timer: asyncio.TimerHandle | None = None
+        self._start(timeout_s)
+
+    def _start(self, left_s: float) -> None:
+        if self._on_overdue is not None:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._on_overdue)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def outside(self, ask: Ask) -> Ask:
+        """`ask`, with the clock standing still while it is awaited."""
+
+        async def asking(asked: Asked) -> JsonObject | None:
+            left_s = self._timer.when() - asyncio.get_running_loop().time() if self._timer else 0.0
+            self.stop()
+            self._process.pause()
+            try:
+                return await ask(asked)
+            finally:
+                self._process.go_on()
+                if left_s > 0:  # else it had passed before
+                    self._start(left_s)
+
+        return asking
 
 
 def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, process: Process, *, sent: bool) -> Outcome:
@@ -136,11 +178,20 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
     return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
 
 
+def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], process: Process) -> Outcome:
+    """A result that requires input: as far as it says, the call has not been carried out yet."""
+    try:
+        asked = read_result(result, client.offers)
+    except BadQuestion as problem:
+        raise BadReply(str(problem)) from problem
+    acted = may_have_acted(process.egress_log())
+    return Outcome(kind="input_required", text=f"{tool.name} asks for input.", asked=asked, acted=acted)
+
+
 def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
     """An MCP `tools/call` result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
-        asked = f"its result is {kind!r:.40}" if kind != "input_required" else "it asks for input, which is not offered"
-        raise BadReply(asked)
+        raise BadReply(f"its result is {kind!r:.40}")
     content = result.get("content")
     if not isinstance(content, list):
         raise BadReply("its result has no content list")

@@ -31,7 +31,7 @@ from lockstep.tools.conversation import NotServing, Ready, converse, greet
 from lockstep.tools.definitions import Offer
 from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import RUNTIME_MOUNT, Guest
 from lockstep.values import TIER_RANK, Digest, Effect, Tier
@@ -77,7 +77,13 @@ class SandboxedTools:
         self._sweep = sweep
         self._recipes: dict[tuple[int, Tier], tuple[LockedTool, Recipe[Ready]]] = {}
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         tier, degraded = call.tool.tier, ""
         try:
             values = await secret_values(call.tool.secrets, os.environ)
@@ -91,7 +97,7 @@ class SandboxedTools:
 
                 choice, lease = await self._where_it_starts(call.tool, taken)
                 lease.process.admit(permit, call.digest, _identity(call), values)
-                outcome = await converse(lease.ready, call, lease.process, on_overdue)
+                outcome = await converse(lease.ready, call, lease.process, on_overdue, ask)
                 lease.spoiled = outcome.kind in _SPOILS
             return _with_use(outcome, choice, lease)
         except NotServing as error:
@@ -115,7 +121,7 @@ class SandboxedTools:
         process = await self._where_it_starts(tool, lambda choice: choice.backend.start(self._sandbox(tool)))
         try:
             process.admit(permit, digest, {})
-            client = McpClient(process)
+            client = McpClient(process, tool.asks)
             if not tool.source.startswith("mcp:"):
                 await client.initialize()
                 return Description(protocol="", offer=await client.list_tools())
@@ -182,7 +188,8 @@ class SandboxedTools:
         """Made once for a tool: making it anew would be a third of what a call of a run's server costs us."""
         known, recipe = self._recipes.get((id(tool), backend.tier), (None, None))
         if recipe is None or known is not tool:
-            recipe = Recipe(backend=backend, spec=self._sandbox(tool), warm_up=functools.partial(greet, tool))
+            warm_up, greeting = functools.partial(greet, tool), (tool.protocol, *tool.asks)
+            recipe = Recipe(backend=backend, spec=self._sandbox(tool), warm_up=warm_up, greeting=greeting)
             if len(self._recipes) >= _MAX_RECIPES:
                 self._recipes.clear()
             self._recipes[(id(tool), backend.tier)] = (tool, recipe)

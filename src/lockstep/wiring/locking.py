@@ -214,6 +214,7 @@ def _as_tool(
         secrets=source.secrets,
         runtime=runtime,
         files=source.mcp.files if source.mcp else {},
+        asks=source.mcp.asks if source.mcp else (),
     )
 
 

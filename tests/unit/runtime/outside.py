@@ -19,7 +19,7 @@ from lockstep.agent.locked import LockedAgent, locked_agent
 from lockstep.gate.permit import Permit
 from lockstep.journal.port import Entry, Journal
 from lockstep.model.port import AskedCall, Failure, FailureKind, OnText, Prompt, Reply, Settings
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import Effect, JsonObject, RunId, digest_json, sha256
 
 T = TypeVar("T")
@@ -281,7 +281,13 @@ class Host:
         self.ran = ran
         """Requests by `run/call`."""
 
-    async def call(self, item: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        item: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         clock = self._world.clock
         self.life.step()
         permit.redeem(item.digest, clock.now)
