@@ -226,7 +226,10 @@ class Gate:
         return Digest(key)
 
     def _over_budget(self, state: State, call: CallState, tool: LockedTool, digest: Digest) -> CallJudged | None:
-        budget, others, used = self.agent.budget, state.others, state.used(state.last_at_ms)
+        budget = self.agent.budget
+        if not (tool.fee_usd or budget.calls_per_tool or budget.scopes):
+            return None  # nothing that what was used would have to be counted for
+        others, used = state.others, state.used(state.last_at_ms)
         if (why := tool_used_up(tool.name, used.by_tool.get(tool.name, 0), others, budget)) is not None:
             note = f"Not run: {why}, and that is used up. Do not ask for it again."
             return replace(_denied(call, tool, digest, "budget", (why,)), note=note)

@@ -6,12 +6,13 @@ it more trusted: that a model wrote it before, and that a tool repeats what it w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from lockstep.gate.normal import PIECE, chunks_of, fold_text
+from lockstep.gate.normal import PIECE, fold_text
 from lockstep.gate.passages import MAX_CHARACTERS, MAX_HITS, Needle, Passages, scalars_of, with_any_year
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
@@ -131,6 +132,8 @@ class Searchable:
     rank: int
     ceiling: int
     """The best that finding a value here can make of it; of arguments, by what they say of their result."""
+    written: bool
+    """Whether the model wrote it: the arguments of a call."""
     foreign: frozenset[int]
     """The passages that another party wrote."""
 
@@ -138,8 +141,9 @@ class Searchable:
     def of(cls, source: Source, passages: Passages) -> Searchable:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
         rank = RANK[source.trust]
-        ceiling = RANK["trusted"] if source.kind == "argument" else rank
-        return cls(source, source.call, passages, rank, ceiling, foreign)
+        written = source.kind == "argument"
+        ceiling = RANK["trusted"] if written else rank
+        return cls(source, source.call, passages, rank, ceiling, written, foreign)
 
     def rank_at(self, pointer: str) -> int:
         """How far the passages at a pointer are trusted."""
@@ -158,15 +162,24 @@ class Prepared:
 
     def __init__(self) -> None:
         self.prepared: list[Searchable] = []
-        self._by_mark: dict[str, list[int]] = {}
+        self._by_mark: defaultdict[str, list[int]] = defaultdict(list)
 
     def add(self, source: Source, passages: Passages) -> bool:
         """Add the next source; says whether anything in it is untrusted."""
         made = Searchable.of(source, passages)
+        number = len(self.prepared)
         for mark in passages.marks:
-            self._by_mark.setdefault(mark, []).append(len(self.prepared))
+            self._by_mark[mark].append(number)
         self.prepared.append(made)
         return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+
+    def that_may_have(self, needle: Needle) -> Sequence[int]:
+        """Which sources are worth looking for it in, in order: those with its rarest word, or another sign of it."""
+        if not needle.form:
+            return range(len(self.prepared))
+        rarest = min([self._by_mark.get(piece, ()) for piece in needle.pieces], key=len)
+        others = self.with_any(self._by_mark.keys() & needle.others) if needle.others else ()
+        return sorted({*rarest, *others}) if rarest and others else rarest or others
 
     def with_any(self, marks: Collection[str]) -> Sequence[int]:
         """Which sources have one of these words or facts, in order."""
@@ -176,8 +189,7 @@ class Prepared:
         return sorted({number for found in lists for number in found})
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """Where one value stands: the trust of the best place, how it stands there, and the places, best first."""
 
     rank: int
@@ -210,7 +222,7 @@ class _Tracer:
         found = self.seen.get(key)
         if found is None:
             assert isinstance(value, (str, int, float))
-            needle = _needle(value) if type(value) is str and len(value) <= _USUAL else Needle(value)
+            needle = Needle(value) if isinstance(value, str) and len(value) > _USUAL else _needle(value)
             found = self._fold(needle)
             if not found.rank and isinstance(value, str):
                 found = self._facts(needle) or self._composed(needle) or found
@@ -235,25 +247,24 @@ class _Tracer:
         best = 0
         before: dict[str, int] = {}
         places: list[tuple[int, int, int, int, str]] = []
-        marks = with_any_year(facts) if facts else needle.marks
-        for number in self.sources.with_any(marks) if needle.form else range(len(self.sources.prepared)):
+        for number in self.sources.with_any(with_any_year(facts)) if facts else self.sources.that_may_have(needle):
             each = self.sources.prepared[number]
             if each.ceiling <= best and len(places) >= MAX_REFS:
                 continue
             self.searched += each.passages.size
             if self.searched > MAX_SEARCHED:
                 return _NOWHERE
-            limit = 1 if each.source.kind == "argument" else MAX_HITS
+            limit = 1 if each.written else MAX_HITS
             hits = each.passages.find_fact(facts) if facts else each.passages.find(needle, limit)
             if not hits:
                 continue
-            if each.source.kind == "argument":
+            if each.written:
                 before.setdefault(each.call, best)
             usual = min(each.rank, before.get(each.call, each.rank)) if each.call else each.rank
             for passage, how in hits:
                 rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
                 places.append((rank, _QUALITY[how], -number, -passage, how))
-            best = max(best, max(places[-len(hits) :])[0])
+                best = max(best, rank)
         return self._best(places) if places else _NOWHERE
 
     def _best(self, places: list[tuple[int, int, int, int, str]]) -> _Found:
@@ -274,7 +285,7 @@ class _Tracer:
 
     def _composed(self, needle: Needle) -> _Found | None:
         """Words from several places. Connecting ones, and those of the tool's own definition, may be the model's."""
-        chunks = chunks_of(needle.folded.replace("\n", " "))
+        chunks = needle.form.split()
         if not 2 <= len(chunks) <= _MAX_CHUNKS:
             return None
         glue = [chunk in _GLUE or chunk in self.known.words for chunk in chunks]
@@ -310,9 +321,9 @@ class _Tracer:
         return self.seen[key]
 
 
-@lru_cache(maxsize=4096)
-def _needle(text: str, *, piece: bool = False) -> Needle:
-    return Needle(text, piece=piece)
+@lru_cache(maxsize=4096, typed=True)
+def _needle(value: str | int | float, *, piece: bool = False) -> Needle:
+    return Needle(value, piece=piece)
 
 
 _SCHEMA = _Found(RANK["trusted"], "schema", ())
