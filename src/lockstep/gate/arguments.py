@@ -87,7 +87,9 @@ def is_deeper(value: Json, depth: int) -> bool:
     for _ in range(depth + 1):
         inner = (item for each in layer for item in (each.values() if isinstance(each, dict) else each))
         layer = [item for item in inner if isinstance(item, dict | list)]
-    return bool(layer)
+        if not layer:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:
