@@ -800,7 +800,7 @@ def test_an_expired_approval_cannot_be_given_and_the_run_goes_on_without(
     async def work(journal: SQLiteJournal) -> None:
         driving = asking(journal, model, tools, expires_s=3600)
         state = await run_of(driving)
-        for module in (driver, answers, live):
+        for module in (driver, live, answers):
             monkeypatch.setattr(module, "now_ms", lambda: now_ms() + 3_600_001)
         with pytest.raises(RunError, match="has expired") as caught:
             await answer(journal, state.call("1.0").approval, given=True, by="ada")
