@@ -24,6 +24,7 @@ from lockstep.sandbox.snapshots import Snapshots
 from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
+from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
 from lockstep.values import RunId
 
@@ -91,7 +92,7 @@ class Store:
         """The tool host; `backends` in place of this machine's own."""
         guest = Guest(self.directory / "guest")
         there = self.backends() if backends is None else backends
-        return SandboxedTools(there, self.code(), guest, sweep=self.sweep)
+        return SandboxedTools(there, self.code(), guest, sweep=self.sweep, remotes=RemoteServers())
 
     async def sweep(self) -> None:
         """Destroy what a process that died left of any sandbox of this store, and snapshots beyond their bounds."""
