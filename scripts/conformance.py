@@ -58,7 +58,8 @@ def gained(wanted: bool, required: Mapping[str, int], count: Callable[[str], int
 
 def played(revision: str, only: Collection[str]) -> int:
     """How many of a revision's required client scenarios pass, each in a run of the suite of its own."""
-    listed = suite("list", "--client", "--requirements", revision).partition("Run and reported")[0]
+    listed = suite("list", "--client", "--requirements", revision).partition("Client scenarios")[2]
+    listed = listed.partition("Run and reported")[0]
     names = [name for name in re.findall(r"^  - (\S+)", listed, re.MULTILINE) if not only or name in only]
     print(f"client, {revision}:")
     with ThreadPoolExecutor(max_workers=2) as workers:

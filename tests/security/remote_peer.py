@@ -36,6 +36,8 @@ class Asked:
     method: str
     headers: Mapping[str, str]
     body: Mapping[str, Any]
+    path: str = "/mcp"
+    raw: bytes = b""
 
     @property
     def says(self) -> str:
@@ -96,10 +98,10 @@ class Peer:
             while True:
                 asked = await _asked(reader)
                 self.heard.append(asked)
-                await self._answer(asked, say)
+                await self.answer(asked, say)
         writer.transport.abort()
 
-    async def _answer(self, asked: Asked, say: Say) -> None:
+    async def answer(self, asked: Asked, say: Say) -> None:
         match asked.says:
             case "tools/call":
                 await self.called(asked, say)
@@ -118,7 +120,9 @@ async def _asked(reader: asyncio.StreamReader) -> Asked:
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Asked(method=first.split()[0], headers=headers, body=json.loads(body) if body else {})
+    method, path, _ = first.split()
+    parsed = json.loads(body) if headers.get("content-type") == "application/json" else {}
+    return Asked(method=method, headers=headers, body=parsed, path=path, raw=body)
 
 
 @contextlib.asynccontextmanager
@@ -138,11 +142,20 @@ class Caller:
     host: SandboxedTools
     mint: PermitMint = field(default_factory=PermitMint)
 
-    async def call(self, tool: LockedTool, *, run: str = "r1", permit: Permit | None = None) -> Outcome:
+    async def call(
+        self, tool: LockedTool, *, run: str = "r1", permit: Permit | None = None, principal: str = "ann"
+    ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
         call = PermittedCall(
-            run=RunId(run), session="s", id="0.0", tool=tool, arguments={}, digest=digest, key="k", principal="ann"
+            run=RunId(run),
+            session="s",
+            id="0.0",
+            tool=tool,
+            arguments={},
+            digest=digest,
+            key="k",
+            principal=principal,
         )
         return await self.host.call(call, permit)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from lockstep.agent.locked import LockedTool, Remote
+from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError
-from lockstep.sandbox.contract import Findings, Limits, Process, SandboxSpec
+from lockstep.sandbox.contract import EgressRule, Findings, Limits, Process, SandboxSpec
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Room
@@ -111,6 +112,11 @@ def named_hosts(remote: Remote) -> frozenset[str]:
     """The hosts that the operator wrote down for a server: its own, and that of its authorization server."""
     named = (remote.url, remote.oauth.issuer if remote.oauth else None)
     return frozenset(str(urlsplit(each).hostname) for each in named if each)
+
+
+def own_rules(remote: Remote) -> tuple[EgressRule, ...]:
+    """What may be reached for it beside what tokens take: exactly its URL."""
+    return tuple(parse_rule(rule) for rule in McpServer(url=remote.url).egress)
 
 
 def remote_spec(tool: LockedTool, remote: Remote, principal: str) -> SandboxSpec:

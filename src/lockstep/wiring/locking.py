@@ -26,7 +26,7 @@ from lockstep.gate.effect_checks import effect_problems
 from lockstep.gate.gate import Describing
 from lockstep.gate.policy import Policies
 from lockstep.sandbox.contract import ProcessEnded
-from lockstep.tools.client import BadReply, ServerError
+from lockstep.tools.client import BadReply, ServerError, Unauthorized
 from lockstep.tools.code import CodeStore
 from lockstep.tools.egress_checks import egress_problems, private_names
 from lockstep.tools.host import Description, SandboxedTools
@@ -152,7 +152,8 @@ async def _describe(
         return await _offered(asked, tools)
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
-        raise ConfigError(problem, remedy="Correct it, then lock again.") from error
+        remedy = "Then lock again." if isinstance(error, Unauthorized) else "Correct it, then lock again."
+        raise ConfigError(problem, remedy=remedy) from error
     except BadReply as error:
         how = "Streamable HTTP: name the URL of its endpoint" if source.mcp and source.mcp.url else "stdio"
         raise ConfigError(f"{place} does not speak MCP: {error}.", remedy=f"Tools speak MCP over {how}.") from error
