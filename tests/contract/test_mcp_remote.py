@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -81,10 +82,11 @@ files = ["policy.cedar"]
 """
 
 
-@pytest.fixture(params=["json", "events"])
-def url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    (tmp_path / "server.py").write_text(SERVER)
-    command = [sys.executable, str(tmp_path / "server.py"), "0", request.param]
+@contextlib.contextmanager
+def started(place: Path, answers: str) -> Iterator[str]:
+    """The URL of a server of its own process; `answers` as `json` or as `events`."""
+    (place / "server.py").write_text(SERVER)
+    command = [sys.executable, str(place / "server.py"), "0", answers]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
@@ -93,9 +95,18 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
             process.kill()
 
 
+@pytest.fixture(scope="module", params=["json", "events"])
+def url(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[str]:
+    with started(tmp_path_factory.mktemp("server"), request.param) as at:
+        yield at
+
+
 @pytest.fixture
 def agent(tmp_path: Path, url: str) -> Path:
-    directory = tmp_path / "agent"
+    return agent_of(tmp_path / "agent", url)
+
+
+def agent_of(directory: Path, url: str) -> Path:
     directory.mkdir()
     (directory / "agent.toml").write_text(AGENT.format(url=url))
     (directory / "prompt.md").write_text("You look after money.\n")
@@ -150,8 +161,9 @@ def test_its_tools_are_locked_and_run(agent: Path, url: str, protocol: str) -> N
     assert repeated.duplicate_of
 
 
-def test_a_reply_that_is_lost_is_in_doubt_and_the_call_is_not_made_again(agent: Path) -> None:
-    state = asyncio.run(run(agent, ("bank__pay", {"to": "crash"})))
+def test_a_reply_that_is_lost_is_in_doubt_and_the_call_is_not_made_again(tmp_path: Path) -> None:
+    with started(tmp_path, "json") as url:
+        state = asyncio.run(run(agent_of(tmp_path / "agent", url), ("bank__pay", {"to": "crash"})))
     (call,) = state.all_calls
     assert (state.status, call.phase, call.attempts) == (Status.SUSPENDED, Phase.DOUBTED, 0)
     assert "was not answered: the connection to 127.0.0.1" in call.why_doubted

@@ -107,6 +107,8 @@ class Peer:
                 await self.called(asked, say)
             case "GET":
                 await self.resumed(asked, say)
+            case "server/discover":
+                await say(answer(asked, {"supportedVersions": [MODERN], "capabilities": {}}))
             case "tools/list":
                 await say(answer(asked, {"tools": [DO]}))
             case "initialize":

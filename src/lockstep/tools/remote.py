@@ -33,6 +33,8 @@ from lockstep.values import Digest, now_ms
 _NOTICE_S = 5.0
 """How long a message may take to which no answer is expected."""
 _GOODBYE_S = 2.0
+_REST_S = 0.05
+"""How long the end of an answered stream is waited for: a connection that has come to it serves the next request."""
 _MAX_RESUMES = 5
 """Attempts to go on with a stream, without one event between them."""
 _RETRY_MS, _MAX_RETRY_MS = 1000, 60_000
@@ -107,6 +109,7 @@ class RemoteProcess:
                 async with asyncio.timeout(_NOTICE_S):
                     await self._notice(message, frame)
             return
+        await self._come_to_rest()
         self._asking = message
         self._carrier = asyncio.create_task(self._carry(message, frame))
 
@@ -226,6 +229,8 @@ class RemoteProcess:
                     self._count(len(piece))
                     for event in stream.feed(piece):
                         if event.kind == "message" and self._deliver(message, event.data):
+                            self._asking = None
+                            await _rest_of(response)
                             return
             except Lost as error:
                 why = str(error)
@@ -341,8 +346,14 @@ class RemoteProcess:
         if self._clock is not None:
             self._clock.cancel()
 
+    async def _come_to_rest(self) -> None:
+        """Wait for the end of a request that has its answer."""
+        if self._carrier is not None and self._asking is None:
+            await asyncio.wait([self._carrier], timeout=2 * _REST_S)
+
     async def _break_off(self) -> None:
         """Closing the connection of a request is how it is cancelled; the legacy revisions want to be told besides."""
+        await self._come_to_rest()
         asking, carrier = self._asking, self._carrier
         if carrier is None or carrier.done():
             return
@@ -364,6 +375,13 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
+
+
+async def _rest_of(response: httpx2.Response) -> None:
+    with contextlib.suppress(Lost, TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            async for _ in response.stream:  # type: ignore[union-attr]
+                pass
 
 
 def _kind(response: httpx2.Response) -> str:

@@ -150,7 +150,7 @@ class RemoteHttp:
             raise Unreached(error.sentence.rstrip(".")) from None
         except _UNREACHED as error:
             exchange.allowed = False
-            raise Unreached(f"{target.host}:{target.port} cannot be reached: {_why(error)}.") from error
+            raise Unreached(f"{target.host}:{target.port} cannot be reached: {_why(error)}") from error
         except _LOST as error:
             raise Lost(f"the connection to {target.host}:{target.port} broke: {_why(error)}") from error
 
