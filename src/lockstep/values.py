@@ -38,18 +38,27 @@ class Effect(StrEnum):
 class Tier(StrEnum):
     """Isolation of a call, strongest first in `TIER_RANK`.
 
-    `emulated` is the microVM guest under software emulation, for development: not a security boundary. `none` is
-    in-process: library use only, never a file.
+    `emulated` is the microVM guest under software emulation, for development: not a security boundary. `remote` is no
+    isolation of ours: a server that runs elsewhere, of which nothing runs here. `none` is in-process: library use only,
+    never a file.
     """
 
     MICROVM = "microvm"
     GVISOR = "gvisor"
     PROCESS = "process"
     EMULATED = "emulated"
+    REMOTE = "remote"
     NONE = "none"
 
 
-TIER_RANK: Mapping[Tier, int] = {Tier.MICROVM: 3, Tier.GVISOR: 2, Tier.PROCESS: 1, Tier.EMULATED: 0, Tier.NONE: 0}
+TIER_RANK: Mapping[Tier, int] = {
+    Tier.MICROVM: 3,
+    Tier.GVISOR: 2,
+    Tier.PROCESS: 1,
+    Tier.EMULATED: 0,
+    Tier.REMOTE: 0,
+    Tier.NONE: 0,
+}
 
 
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})

@@ -376,6 +376,7 @@ class Driver:
             digest=release.digest,
             key=release.key,
             round=release.round,
+            principal=state.principal,
             kept_for=_kept_for(state),
         )
         return item, release.permit

@@ -85,6 +85,8 @@ class EgressRecord:
     duration_ms: float
     flag: str = ""
     """What somebody should look into: "secret_misplaced" when a placeholder was where it does not belong."""
+    purpose: str = ""
+    """Of a request that the host itself sends to a server elsewhere: the method of the protocol, or "oauth"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +106,13 @@ class ProcessEnded(Exception):
     """The process inside ended before it answered.
 
     `exit_code` is None when unknown; `limit` names the limit that ended it ("wall_s", "output_bytes", ...), or "".
-    `stderr` is the tail of what it printed, at most 8 KiB.
+    `stderr` is the tail of what it printed, at most 8 KiB. Of a server elsewhere `limit` is "connection" when that
+    broke, `stderr` says how, and `reached` is False where nothing that was sent last can have got there.
     """
 
-    def __init__(self, *, exit_code: int | None, limit: str, stderr: str) -> None:
+    def __init__(self, *, exit_code: int | None, limit: str, stderr: str, reached: bool = True) -> None:
         super().__init__(f"the process in the sandbox ended (exit code {exit_code}, limit {limit or 'none'})")
+        self.reached = reached
         self.exit_code = exit_code
         self.limit = limit
         self.stderr = stderr

@@ -230,7 +230,10 @@ class _Builder:
 
 def _request(record: Mapping[str, str | int | float | bool | None]) -> str:
     flag = f" ({record['flag']})" if record.get("flag") else ""
-    return f"{record['method']} {record['url']} -> {record['status'] if record['allowed'] else 'refused'}{flag}"
+    purpose = f" {record['purpose']}" if record.get("purpose") else ""
+    return (
+        f"{record['method']} {record['url']}{purpose} -> {record['status'] if record['allowed'] else 'refused'}{flag}"
+    )
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

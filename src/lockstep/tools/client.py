@@ -1,7 +1,8 @@
 """An MCP client over a sandboxed process: just enough protocol for one call, and no trust in what comes back.
 
 Everything received is attacker-controlled: frames are capped by the sandbox, parsed strictly, matched by id, and frames
-nobody asked for are counted and dropped. Our runner and third-party stdio servers speak the same protocol here.
+nobody asked for are counted and dropped. Our runner and third-party servers speak the same protocol here; a server
+elsewhere has the face of a process.
 
 Two eras: the modern revision has no handshake, every request says in `_meta` which revision it is; the legacy ones
 begin with `initialize`.
@@ -24,6 +25,7 @@ from lockstep.tools.port import Ask
 from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
+CALL = "tools/call"
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
 """What our own runner is spoken to in."""
@@ -33,7 +35,8 @@ MAX_DEFINITIONS = 1000
 DISCOVER_S = 5.0
 """How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
 one that is waiting for its handshake."""
-_META = "io.modelcontextprotocol/"
+META = "io.modelcontextprotocol/"
+_UNSUPPORTED_VERSION = -32022
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
 CAPABILITIES: Mapping[str, JsonObject] = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
 
@@ -45,10 +48,18 @@ class BadReply(Exception):
 class ServerError(Exception):
     """The server answered with a JSON-RPC error."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.data = data
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class Unauthorized(ServerError):
+    """A server elsewhere refuses who asks (`code` is 401 or 403), or a token for it cannot be had."""
 
 
 class McpClient:
@@ -73,13 +84,21 @@ class McpClient:
             BadReply, ServerError, ProcessEnded: it does not speak MCP.
         """
         self.protocol = MODERN
-        try:
-            async with asyncio.timeout(DISCOVER_S):
-                versions = (await self.request("server/discover", {})).get("supportedVersions")
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(DISCOVER_S):
+                    versions = (await self.request("server/discover", {})).get("supportedVersions")
+            except Unauthorized:
+                raise
+            except ServerError as error:
+                if error.code == _UNSUPPORTED_VERSION and MODERN in _supported(error.data):
+                    continue  # it says that it takes what it refused: asked once more
+                break
+            except TimeoutError:
+                break
             if isinstance(versions, list) and MODERN in versions:
                 return self.protocol
-        except (ServerError, TimeoutError):
-            pass
+            break
         await self.initialize(LEGACY[0])
         return self.protocol
 
@@ -143,7 +162,7 @@ class McpClient:
             more["inputResponses"] = round.responses
         if round is not None and round.state is not None:
             more["requestState"] = round.state
-        return await self.request("tools/call", {"name": name, "arguments": arguments, **more, "_meta": meta})
+        return await self.request(CALL, {"name": name, "arguments": arguments, **more, "_meta": meta})
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -165,9 +184,9 @@ class McpClient:
         if self.protocol != MODERN:
             return params
         envelope = {
-            f"{_META}protocolVersion": MODERN,
-            f"{_META}clientInfo": _CLIENT,
-            f"{_META}clientCapabilities": self._capabilities,
+            f"{META}protocolVersion": MODERN,
+            f"{META}clientInfo": _CLIENT,
+            f"{META}clientCapabilities": self._capabilities,
         }
         return {**params, "_meta": {**params.get("_meta", {}), **envelope}}
 
@@ -220,6 +239,11 @@ class McpClient:
         return frame
 
 
+def _supported(data: Any) -> list[Any]:
+    supported = data.get("supported") if isinstance(data, dict) else None
+    return supported if isinstance(supported, list) else []
+
+
 def _is_id(number: Any) -> bool:
     return isinstance(number, str | int) and not isinstance(number, bool)
 
@@ -228,7 +252,8 @@ def _result(frame: Mapping[str, Any]) -> Mapping[str, Any]:
     error = frame.get("error")
     if isinstance(error, dict):
         code = error.get("code")
-        raise ServerError(code if isinstance(code, int) else 0, str(error.get("message", ""))[:4000])
+        said = str(error.get("message", ""))[:4000]
+        raise ServerError(code if isinstance(code, int) else 0, said, error.get("data"))
     result = frame.get("result")
     if not isinstance(result, dict):
         raise BadReply("its answer has neither result nor error")

@@ -14,7 +14,7 @@ from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import MODERN, BadReply, McpClient, ServerError
+from lockstep.tools.client import CALL, MODERN, BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
 from lockstep.tools.definitions import Offer
 from lockstep.tools.inputs import Asked, BadQuestion, read_result
@@ -27,6 +27,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 """Of 4xx, those a server or something before it may send although the request was carried out."""
 
+_NOT_CARRIED_OUT = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+"""Errors by which the protocol says that a request was not carried out: unreadable, unknown, invalid, refused."""
+
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
@@ -34,19 +37,24 @@ _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 @dataclass(kw_only=True, slots=True)
 class Ready:
-    """A server that has been greeted: the client that speaks to it, and what it said it offers."""
+    """A server that has been greeted: the client that speaks to it, and what it said it offers.
+
+    One elsewhere is greeted by its first call (`live` is None until then): nothing is sent to it without a permit.
+    """
 
     client: McpClient
-    live: Mapping[str, JsonObject]
+    live: Mapping[str, JsonObject] | None
     called: bool = False
 
-    async def now(self) -> Mapping[str, JsonObject]:
+    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
         """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
 
         Raises:
             ProcessEnded, ServerError, BadReply: it does not say.
         """
-        if self.called:
+        if self.live is None:
+            await self.client.resume(tool.protocol)
+        if self.live is None or self.called:
             self.live = _by_name(await self.client.list_tools())
         self.called = True
         return self.live
@@ -58,6 +66,11 @@ class NotServing(NotReady):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.text)
         self.outcome = outcome
+
+
+async def meet(tool: LockedTool, process: Process) -> Ready:
+    """As `greet`, of a server elsewhere: it hears nothing yet."""
+    return Ready(client=McpClient(process, tool.asks), live=None)
 
 
 async def greet(tool: LockedTool, process: Process) -> Ready:
@@ -86,7 +99,7 @@ async def converse(
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
     try:
-        live = await ready.now()
+        live = await ready.now(call.tool)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _failed(call.tool, error, process, sent=False)
     if (drifted := _drifted(call.tool, live)) is not None:
@@ -105,7 +118,7 @@ async def converse(
         result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta, call.round)
         if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
             return _asking(call.tool, ready.client, result, process)
-        outcome = _outcome(result, process)
+        outcome = _outcome(call.tool, result, process)
         if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
         return _with_declined(outcome, ready.client.declined)
@@ -156,6 +169,8 @@ def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, proc
     if isinstance(error, ServerError):
         kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
         acted, passing = sent and may_have_acted(process.egress_log()), sent and _may_pass(process.egress_log())
+        if tool.errors_not_done or (tool.remote and error.code in _NOT_CARRIED_OUT):
+            acted = False
         text = f"{tool.name} failed: {error.message}"
         return Outcome(kind=kind, text=text, detail=detail, unknown=acted, transient=passing)
     return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
@@ -168,14 +183,16 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
             kind, text = "timeout", f"{tool.name} did not answer within {waited_s:g} s and was ended."
         case "output_bytes":
             kind, text = "output_too_large", f"{tool.name} sent more than {tool.limits.output_kb} KiB and was ended."
+        case "connection":
+            kind, text = "process_ended", f"{tool.name} was not answered: {ended.stderr}."
         case "":
             kind, text = "process_ended", f"{tool.name} ended without an answer (exit code {ended.exit_code})."
         case limit:
             kind, text = "process_ended", f"{tool.name} hit its limit {limit} and was ended."
     if not sent:
         text += " It had not been called yet."
-    passing = ended.limit in ("", "wall_s")
-    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
+    passing = ended.limit in ("", "wall_s", "connection")
+    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent and ended.reached, transient=passing)
 
 
 def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], process: Process) -> Outcome:
@@ -184,11 +201,12 @@ def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], proc
         asked = read_result(result, client.offers)
     except BadQuestion as problem:
         raise BadReply(str(problem)) from problem
-    acted = may_have_acted(process.egress_log())
+    # Of one elsewhere the only request is the call itself, and of that it says that it is not carried out.
+    acted = not tool.remote and may_have_acted(process.egress_log())
     return Outcome(kind="input_required", text=f"{tool.name} asks for input.", asked=asked, acted=acted)
 
 
-def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
+def _outcome(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:
     """An MCP `tools/call` result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
         raise BadReply(f"its result is {kind!r:.40}")
@@ -198,16 +216,17 @@ def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
     text, attachments = read_content(content)
     if not content and "structuredContent" in result:
         text = str(result["structuredContent"])
-    return replace(_judged(result, text, process), attachments=attachments)
+    return replace(_judged(tool, result, text, process), attachments=attachments)
 
 
-def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
+def _judged(tool: LockedTool, result: Mapping[str, Any], text: str, process: Process) -> Outcome:
     """What a result says of the call and its effect."""
     if result.get("isError") is not True:
         return Outcome(kind="ok", text=text)
     meta = result.get("_meta")
     error = meta.get(ERROR_META) if isinstance(meta, dict) else None
-    acted, passing = may_have_acted(process.egress_log()), _may_pass(process.egress_log())
+    acted = may_have_acted(process.egress_log()) and not tool.errors_not_done
+    passing = _may_pass(process.egress_log())
     if not isinstance(error, dict):  # a third-party server's word, with nothing about what it had done by then
         detail = process.stderr_tail()
         return Outcome(kind="tool_error", text=text, detail=detail, unknown=acted, transient=passing)
@@ -225,11 +244,15 @@ def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
 def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
     """Whether a request left the sandbox that may have changed something and was not plainly refused.
 
+    Of what the host says to a server elsewhere only the call itself counts, not what is about sessions and tokens.
     A sandbox can act only through the proxy, so this is evidence where a tool's exception is none: a reply that could
     not be read says nothing about the booking behind it.
     """
     return any(
-        request.allowed and request.method not in _SAFE_METHODS and not _plainly_refused(request.status)
+        request.allowed
+        and request.method not in _SAFE_METHODS
+        and request.purpose in ("", CALL)
+        and not _plainly_refused(request.status)
         for request in requests
     )
 

@@ -29,6 +29,8 @@ class PermittedCall:
     """What it goes on with, where its server asked for input before."""
     offers: frozenset[str] = frozenset()
     """Of `sampling` and `roots`: what somebody is there to answer now, if the tool's entry allows it."""
+    principal: str = ""
+    """For whom; a server elsewhere sees that principal's token."""
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
 
