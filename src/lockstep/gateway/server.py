@@ -116,7 +116,7 @@ class _Face:
             if not asks and params.name not in self._offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             closed = answered is None and params.input_responses is not None
-            state = await self._answered_by_client(state, client, caller)
+            state = await self._answered_by_client(state, client, caller, params)
             if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
                 return client.required(state, waits)
             return await self._told(ctx, principal, state, asks=asks, elicits=not closed)
@@ -130,13 +130,21 @@ class _Face:
             return await self._desk.ask(caller, str((params.arguments or {})["message"]), client)
         return await self._desk.call(caller, params.name, params.arguments, client)
 
-    async def _answered_by_client(self, state: State, client: Client, caller: Caller) -> State:
-        """The run after all that its servers asked and a legacy client answered while its call was open."""
-        while (waits := waiting_input(state)) is not None:
-            asked = parse(waits.asked)
-            if client.modern or not client.can(asked):
+    async def _answered_by_client(
+        self, state: State, client: Client, caller: Caller, params: types.CallToolRequestParams
+    ) -> State:
+        """The run after all that its servers asked and its client answered.
+
+        A legacy client does while its call is open; a modern one may with the call itself, where the server wants no
+        state back.
+        """
+        upfront = params.input_responses if not params.request_state else None
+        while (waits := waiting_input(state)) is not None and client.can(asked := parse(waits.asked)):
+            if client.modern and (upfront is None or asked.state is not None):
                 break
-            responses = await client.answer(state, waits, asked)
+            given = {key: as_said(each) for key, each in (upfront or {}).items()}
+            responses = given if client.modern else await client.answer(state, waits, asked)
+            upfront = None
             if responses is not None and problem_of(asked, responses):
                 break  # the run waits, and whoever looks sees what it waits for
             because = "" if responses is not None else "the client has no answer"

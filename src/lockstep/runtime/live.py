@@ -19,7 +19,7 @@ class Attendant(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Of `sampling` and `roots`: what it answers beside questions to people."""
+        """Of `elicitation`, `sampling` and `roots`: what it answers."""
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         """The answers by key, each as the protocol has it; None where there are none."""
