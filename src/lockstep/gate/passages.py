@@ -95,7 +95,8 @@ class Needle:
 
     def may_be_in(self, passages: Passages) -> bool:
         """Whether it is worth looking for it there."""
-        return self.pieces <= passages.marks or not self.others.isdisjoint(passages.marks)
+        marks = passages.marks
+        return not self.form or self.pieces <= marks or not self.others.isdisjoint(marks)
 
 
 def with_any_year(readings: Sequence[str]) -> list[str]:
