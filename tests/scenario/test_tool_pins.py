@@ -128,6 +128,8 @@ def test_a_server_that_changes_on_its_own_is_quarantined_with_the_difference_on_
     assert asked["outcome"] == "pin_mismatch"
     detail = asyncio.run(recorded_detail(agent))
     assert re.fullmatch(r'description: "Look \d+\." -> "Look \d+\."', detail), detail
+    assert detail in agent("show", "last").out
+    assert agent("show", "last", "--json").json["calls"][0]["difference"] == detail
 
 
 def test_a_tool_of_no_use_does_not_take_others_with_it(locked: Agent, tmp_path: Path) -> None:
