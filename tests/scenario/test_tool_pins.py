@@ -110,6 +110,11 @@ def test_a_definition_that_changed_is_shown_and_refused_until_it_is_approved(loc
     found = _json(tools(agent, "diff", "--json"))
     assert [each["status"] for each in found["tools"]] == ["changed"]
     assert {each["what"] for each in found["findings"]} == {"hidden", "order"}
+    checked = [each for each in _json(tools(agent, "check", "--json"))["findings"] if each["rule"].startswith("scan")]
+    assert {(each["tool"], each["rule"], each["severity"]) for each in checked} == {
+        ("far__look", "scan-hidden", "warning"),
+        ("far__look", "scan-order", "warning"),
+    }
     refused = tools(agent, "approve", "far__nothing")
     assert (refused.code, "is no tool of an MCP server" in refused.err) == (BAD_INPUT, True)
     assert tools(agent, "approve", "far__look").code == FINISHED
