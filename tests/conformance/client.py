@@ -79,7 +79,7 @@ class Client:
     def __init__(self, directory: Path, url: str, context: Mapping[str, Any]) -> None:
         self.directory = directory
         self.context = context
-        agent = AGENT.format(url=json.dumps(url), oauth=_oauth(context))
+        agent = AGENT.format(url=json.dumps(url), oauth=_oauth(url, context))
         for name, text in {**FILES, "agent.toml": agent}.items():
             (directory / name).write_text(text)
         self.store = Store.of(directory)
@@ -191,11 +191,18 @@ async def _browse(url: str) -> None:
         print("browser:", (await browser.get(url)).status_code)
 
 
-def _oauth(context: Mapping[str, Any]) -> str:
+def _issuer_at(url: str) -> str:
+    """Where a scenario does not say whose its credentials are: the one that its server names."""
+    at = httpx2.URL(url)
+    answer = httpx2.get(at.copy_with(path=f"/.well-known/oauth-protected-resource{at.path}"), trust_env=False)
+    return str(answer.json()["authorization_servers"][0])
+
+
+def _oauth(url: str, context: Mapping[str, Any]) -> str:
     """What the scenario gives a client beforehand."""
     said = {"client_metadata_url": "https://conformance-test.local/client-metadata.json"}
     if "client_id" in context:
-        said = {"client_id": context["client_id"], "issuer": context.get("issuer", "")}
+        said = {"client_id": context["client_id"], "issuer": context.get("issuer") or _issuer_at(url)}
         for name, variable in (("client_secret", "SUITE_SECRET"), ("private_key_pem", "SUITE_KEY")):
             if name in context:
                 os.environ[variable] = context[name]

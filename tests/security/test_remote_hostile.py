@@ -34,6 +34,7 @@ from remote_peer import (
 
 from lockstep.agent.spec import SecretSection
 from lockstep.errors import PermitError
+from lockstep.gate.gate import Describing
 from lockstep.gate.permit import PermitMint
 from lockstep.tools.inputs import Asked as Questions
 from lockstep.tools.port import Outcome
@@ -360,3 +361,25 @@ def test_what_comes_by_that_stream_is_bounded_as_well(tmp_path: Path) -> None:
 
     outcome = asyncio.run(call())
     assert (outcome.kind, "nobody asked for" in outcome.text) == ("bad_reply", True)
+
+
+def test_a_server_that_does_not_answer_the_modern_question_is_shaken_hands_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.tools.client.DISCOVER_S", 0.2)
+
+    class Slow(Peer):
+        async def answer(self, asked: Asked, say: Say) -> None:
+            if asked.says == "server/discover":
+                await asyncio.sleep(3600)
+            await super().answer(asked, say)
+
+    async def describe() -> tuple[str, list[str]]:
+        async with serving(Slow()) as peer, calling(tmp_path) as caller:
+            tool = remote_tool(peer.port)
+            permit, digest = Describing().permit(tool)
+            return (await caller.host.describe(tool, permit, digest)).protocol, peer.said
+
+    protocol, said = asyncio.run(describe())
+    assert protocol == LEGACY
+    assert said == ["server/discover", "initialize", "notifications/initialized", "tools/list", "DELETE"]

@@ -116,7 +116,7 @@ class RemoteProcess:
             if message.get("method") == "notifications/initialized":
                 self._listen_again()
             return
-        await self._come_to_rest()
+        await self._drop()
         self._asking = message
         self._carrier = asyncio.create_task(self._carry(message, frame))
 
@@ -385,17 +385,22 @@ class RemoteProcess:
         if self._carrier is not None and self._asking is None:
             await asyncio.wait([self._carrier], timeout=2 * _REST_S)
 
+    async def _drop(self) -> Mapping[str, Any] | None:
+        """Close the connection of a request that nobody waits for any more; which one, if it had no answer."""
+        await self._come_to_rest()
+        asking, carrier = self._asking, self._carrier
+        if carrier is None or carrier.done():
+            return None
+        carrier.cancel()
+        await asyncio.wait([carrier])
+        return asking
+
     async def _break_off(self) -> None:
         """Closing the connection of a request is how it is cancelled; the legacy revisions want to be told besides."""
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.wait([self._listener])
-        await self._come_to_rest()
-        asking, carrier = self._asking, self._carrier
-        if carrier is None or carrier.done():
-            return
-        carrier.cancel()
-        await asyncio.wait([carrier])
+        asking = await self._drop()
         if asking is not None and self._protocol:
             params = {"requestId": asking["id"], "reason": "given up"}
             notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
