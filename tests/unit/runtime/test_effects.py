@@ -279,35 +279,6 @@ def test_a_doubt_of_a_cancelled_run_is_listed_and_settled_for_the_next(tmp_path:
     assert tools.count("book") == (1 if happened else 2)
 
 
-def test_a_deliberate_repeat_asks_a_person_has_a_key_of_its_own_and_hides_the_first_only_when_made(
-    tmp_path: Path,
-) -> None:
-    said: list[Outcome] = [ok("Booked."), Outcome(kind="tool_error", text="sold out"), ok("Booked twice.")]
-    tools = Functions(book=lambda _: said.pop(0))
-
-    async def work(journal: SQLiteJournal) -> None:
-        agent = locked_agent(locked_tool("book", Effect.ONCE, schema=ANY_FLIGHT, dedupe_on=("/flight",), again=True))
-        again = {**BA1, "again": True}
-        asks = [BA1, again, BA1, again, again]
-        model = ListedModel(*(reply(call("book", arguments)) for arguments in asks), reply(text="ok"))
-        driving = driver_of(journal, model, tools, agent)
-        state = await run_of(driving, approve="all")
-        assert [each.text.split("\n")[0] for each in state.all_calls[:4]] == [
-            "Booked.",
-            "sold out",
-            "Booked.",
-            "Booked twice.",
-        ]
-        assert [each.verdict for each in state.all_calls[:4]] == ["allow", "ask", "allow", "ask"]
-        assert state.all_calls[2].duplicate_of == f"{state.run}/1.0"
-        assert "once more" in state.all_calls[1].question
-
-    said.append(ok("Booked a third time."))
-    during(tmp_path, work)
-    assert len({each.key for each in tools.calls}) == len(tools.calls) == 4
-    assert all("again" not in each.arguments for each in tools.calls)
-
-
 @pytest.mark.parametrize("how", ["lost", "killed"])
 def test_a_keyed_call_whose_first_attempt_may_have_happened_is_in_doubt_when_the_next_fails(
     tmp_path: Path, how: str

@@ -138,6 +138,19 @@ def test_a_deliberate_repeat_asks_a_person_and_has_a_key_of_its_own(path: Path, 
     assert receipt.where == f"{state.run}/{'2.0' if given else '1.0'}"
 
 
+def test_a_deliberate_repeat_hides_the_first_only_when_made_and_may_be_repeated_in_turn(path: Path) -> None:
+    service = Service()
+    said = [ok("First."), Outcome(kind="tool_error", text="sold out"), ok("Second."), ok("Third.")]
+    service.tools.functions["book"] = lambda _: said.pop(0)
+    again = {**BA1, "again": True}
+    steps = [reply(call("book", asked, f"p{n}")) for n, asked in enumerate([BA1, again, BA1, again, BA1, again])]
+    state = during(path, lambda journal: run_of(driving(journal, service, booking(again=True), *steps), approve="all"))
+    told = [each.text.split("\n")[0] for each in state.all_calls]
+    assert told == ["First.", "sold out", "First.", "Second.", "Second.", "Third."]
+    assert joined(state) == ["", "", f"{state.run}/1.0", "", f"{state.run}/4.0", ""]
+    assert len({each.key for each in service.tools.calls}) == len(service.tools.calls) == 4
+
+
 def test_without_a_first_call_a_deliberate_repeat_is_a_call_like_any_other(path: Path) -> None:
     service = Service()
     steps = [reply(call("book", {**BA1, "again": True}))]
