@@ -29,7 +29,7 @@ from lockstep.gate.effects import (
 )
 from lockstep.gate.fields import fields_of, present
 from lockstep.gate.permit import Permit, PermitMint
-from lockstep.gate.policy import Policies, PolicyRequest
+from lockstep.gate.policy import Policies, PolicyDecision, PolicyRequest
 from lockstep.gate.rounds import Round, round_digest, round_of
 from lockstep.gate.sources import Provenance, Tracing
 from lockstep.journal.events import ApprovalAsked, CallJudged
@@ -107,12 +107,19 @@ class Gate:
             return _repeated(call, tool, digest, "", emitted)
         if (over := self._over_budget(state, call, tool, digest)) is not None:
             return over
-        judged = self._by_policy(state, call, tool, arguments, digest, provenance)
-        if judged.verdict == "deny":
-            return judged
-        window_s = tool.repeats.window_s
-        judged = replace(
-            judged,
+        decision = self._by_policy(state, tool, arguments, provenance)
+        if decision.verdict == "deny":
+            return _denied(call, tool, digest, "policy_denied", decision.reasons, decision.policies)
+        asks, window_s = decision.verdict == "ask", tool.repeats.window_s
+        judged = CallJudged(
+            call=call.id,
+            verdict=decision.verdict,
+            digest=digest,
+            effect=tool.effect.value,
+            policies=decision.policies,
+            reasons=decision.reasons if asks else (),
+            question=decision.question,
+            approvers=self._approvers(decision.approvers) if asks else 1,
             dedupe_key=key,
             dedupe_until_ms=state.last_at_ms + int(window_s * 1000) if key and window_s is not None else None,
             frees=frees(self.agent.tools, tool, arguments.value),
@@ -198,10 +205,9 @@ class Gate:
             raise PermitError(f"{asked.name} cannot be asked about this call: {problem}.") from problem
         probing = replace(call, id=f"{call.id}?{call.probes + 1}", name=asked.name)
         digest = _call_digest(state, probing, asked, question)
-        provenance = self._tracing.of_call(state, asked.name, value)
-        judged = self._by_policy(state, probing, asked, question, digest, provenance)
-        if judged.verdict != "allow":
-            raise PermitError(f"Policy does not allow {asked.name}: {'; '.join(judged.reasons)}")
+        decision = self._by_policy(state, asked, question, self._tracing.of_call(state, asked.name, value))
+        if decision.verdict != "allow":
+            raise PermitError(f"Policy does not allow {asked.name}: {'; '.join(decision.reasons)}")
         permit = self._permit(digest, now_ms)
         return Release(permit=permit, tool=asked, arguments=value, digest=digest, key=digest)
 
@@ -238,15 +244,9 @@ class Gate:
         return None
 
     def _by_policy(
-        self,
-        state: State,
-        call: CallState,
-        tool: LockedTool,
-        arguments: Arguments,
-        digest: Digest,
-        provenance: Provenance,
-    ) -> CallJudged:
-        decision = self._policies.decide(
+        self, state: State, tool: LockedTool, arguments: Arguments, provenance: Provenance
+    ) -> PolicyDecision:
+        return self._policies.decide(
             PolicyRequest(
                 principal=state.principal,
                 tool=tool.name,
@@ -262,18 +262,6 @@ class Gate:
                 provenance=provenance.context,
                 guidance=lambda: self._tracing.pointing(state).guidance(arguments.value, provenance.origins),
             )
-        )
-        if decision.verdict == "deny":
-            return _denied(call, tool, digest, "policy_denied", decision.reasons, decision.policies)
-        return CallJudged(
-            call=call.id,
-            verdict=decision.verdict,
-            digest=digest,
-            effect=tool.effect.value,
-            policies=decision.policies,
-            reasons=decision.reasons if decision.verdict == "ask" else (),
-            question=decision.question,
-            approvers=self._approvers(decision.approvers) if decision.verdict == "ask" else 1,
         )
 
     def _approvers(self, asked: int) -> int:
