@@ -102,7 +102,7 @@ def test_a_modern_server_asks_in_a_result_and_is_answered_in_another_call() -> N
         assert outcome.asked.state == "mine"
         (request,) = outcome.asked.requests
         assert (request.key, request.kind, request.message) == ("who", "form", "Who flies?")
-        answered = replace(call, round=Round(responses={"who": YES}, state="mine"))
+        answered = replace(call, round=Round(number=1, responses={"who": YES}, state="mine"))
         assert json.loads((await said(process, answered)).text) == ["accept", YES["content"], "mine"]
 
     with_server(work)
