@@ -67,7 +67,7 @@ def with_server(work: Callable[[Any], Coroutine[Any, Any, None]], wall_s: float 
 async def booking(process: Any, protocol: str, *, asks: tuple[str, ...] = ("elicitation",)) -> PermittedCall:
     client = McpClient(process)
     await client.resume(protocol)
-    (definition,) = (await client.list_tools()).tools
+    definition = (await client.list_tools()).tools[0]
     tool = LockedTool(
         name="book",
         definition=definition,
