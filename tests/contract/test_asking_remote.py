@@ -60,6 +60,7 @@ class Ada:
     """Somebody who is there."""
 
     offers = frozenset({"elicitation"})
+    by, login = "ada", "ada"
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         return filled(asked, {"name": ["Ada"]})

@@ -321,6 +321,7 @@ class Here:
     """Somebody who is there."""
 
     offers = frozenset({"elicitation"})
+    by, login = "grace", "terminal"
 
     def __init__(self, says: Any) -> None:
         self.says = says
@@ -360,7 +361,26 @@ def test_a_server_that_waits_is_told_what_somebody_says_who_is_there(
         assert json.loads(state.settled[0].text) == {"request": told}
         (given,) = [each.event for each in await read_run(journal, state.run) if isinstance(each.event, ev.InputGiven)]
         assert (json.loads(given.responses)["request"], given.because) == (told, because)
-        assert given.by == ("lockstep" if because else "ada")
+        assert (given.by, given.login) == (("lockstep", "") if because else ("grace", "terminal"))
+
+    during(tmp_path, work)
+
+
+def test_a_server_that_waits_may_not_ask_for_a_secret_either(tmp_path: Path) -> None:
+    secret = {"type": "object", "properties": {"pin": {"type": "string", "format": "password"}}}
+    form = {"method": "elicitation/create", "params": {"message": "Your PIN?", "requestedSchema": secret}}
+
+    async def work(journal: SQLiteJournal) -> None:
+        async def book(call: PermittedCall) -> Outcome:
+            assert tools.ask is not None
+            return ok(json.dumps(await tools.ask(read_request(form, ASKS))))
+
+        tools = Functions(book=book)
+        here = Here({"request": {"action": "accept", "content": {"pin": "1234"}}})
+        driver = booking(journal, tools, attendant=here)
+        state = await driver.advance(await driver.start(started()))
+        assert json.loads(state.settled[0].text) == {"request": {"action": "decline"}}
+        assert here.asked == []
 
     during(tmp_path, work)
 
