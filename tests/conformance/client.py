@@ -165,6 +165,7 @@ class Agreeable:
     """Somebody who is there, and agrees to whatever a server that holds its call open asks for."""
 
     offers: frozenset[str] = frozenset()
+    by, login = "a person", "the suite"
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         return _agreed(asked)

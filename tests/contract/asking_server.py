@@ -1,8 +1,13 @@
-"""A server of the SDK's low-level kind whose one tool asks its user back, in whichever era it is spoken to."""
+"""A server of the SDK's low-level kind whose tools ask their user back, in whichever era it is spoken to.
+
+Over stdio, or with `http` as argument on a port that it prints.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
+import sys
 from typing import Any
 
 import anyio
@@ -18,12 +23,14 @@ SCHEMA: dict[str, Any] = {
 
 
 async def list_tools(ctx: Any, params: Any) -> types.ListToolsResult:
-    return types.ListToolsResult(tools=[types.Tool(name="book", input_schema={"type": "object"})])
+    names = ("book", "wander")
+    return types.ListToolsResult(tools=[types.Tool(name=each, input_schema={"type": "object"}) for each in names])
 
 
 async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> Any:
     if ctx.protocol_version < "2026-07-28":
-        said = await ctx.session.elicit_form("Who flies?", SCHEMA, ctx.request_id)
+        related = ctx.request_id if params.name == "book" else None  # None: over the stream that is nobody's answer
+        said = await ctx.session.elicit_form("Who flies?", SCHEMA, related)
         return told(said.action, said.content)
     if not params.input_responses:
         asked = types.ElicitRequestFormParams(message="Who flies?", requested_schema=SCHEMA)
@@ -38,8 +45,20 @@ def told(*said: Any) -> types.CallToolResult:
     return types.CallToolResult(content=[types.TextContent(text=json.dumps(said))])
 
 
+async def serve_http(server: Server[Any]) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(server.streamable_http_app(), log_level="warning")
+    listening = socket.create_server(("127.0.0.1", 0))
+    print(listening.getsockname()[1], flush=True)
+    await uvicorn.Server(config).serve([listening])
+
+
 async def main() -> None:
     server: Server[Any] = Server("airline", on_list_tools=list_tools, on_call_tool=call_tool)
+    if sys.argv[1:] == ["http"]:
+        await serve_http(server)
+        return
     async with stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())
 

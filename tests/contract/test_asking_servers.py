@@ -67,7 +67,7 @@ def with_server(work: Callable[[Any], Coroutine[Any, Any, None]], wall_s: float 
 async def booking(process: Any, protocol: str, *, asks: tuple[str, ...] = ("elicitation",)) -> PermittedCall:
     client = McpClient(process)
     await client.resume(protocol)
-    (definition,) = (await client.list_tools()).tools
+    definition = (await client.list_tools()).tools[0]
     tool = LockedTool(
         name="book",
         definition=definition,
@@ -102,7 +102,7 @@ def test_a_modern_server_asks_in_a_result_and_is_answered_in_another_call() -> N
         assert outcome.asked.state == "mine"
         (request,) = outcome.asked.requests
         assert (request.key, request.kind, request.message) == ("who", "form", "Who flies?")
-        answered = replace(call, round=Round(responses={"who": YES}, state="mine"))
+        answered = replace(call, round=Round(number=1, responses={"who": YES}, state="mine"))
         assert json.loads((await said(process, answered)).text) == ["accept", YES["content"], "mine"]
 
     with_server(work)

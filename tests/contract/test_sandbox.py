@@ -678,6 +678,26 @@ def test_what_rests_has_no_clock_and_what_never_rests_must_get_ready_in_time(her
     play(scene)
 
 
+def test_a_clock_that_is_paused_stands_still_until_it_goes_on(here: Here) -> None:
+    spec = SandboxSpec(argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1], limits=Limits(wall_s=0.5))
+
+    async def scene() -> None:
+        async with here.started(spec) as asking:
+            asking.admit(here.permit(), CALL, {})
+            asking.pause()
+            async with here.started(spec) as other:
+                with pytest.raises(ProcessEnded):
+                    await other.receive()
+            await asking.send(b"still here")
+            assert await asking.receive() == b"still here"
+            asking.go_on()
+            with pytest.raises(ProcessEnded) as ended:
+                await asking.receive()
+            assert ended.value.limit == "wall_s"
+
+    play(scene)
+
+
 def test_a_mount_that_would_open_the_sandbox_is_refused(here: Here, tmp_path: Path) -> None:
     (tmp_path / "with_pipe").mkdir()
     os.mkfifo(tmp_path / "with_pipe" / "pipe")

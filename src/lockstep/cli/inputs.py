@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from lockstep.cli.asking import expires
-from lockstep.cli.terminal import account, one_line, plain, read_line
+from lockstep.cli.terminal import account, one_line, plain, read_line, user
 from lockstep.errors import InputError
 from lockstep.kernel.decide import MAX_ROUNDS
 from lockstep.kernel.state import CallState, State
@@ -169,6 +169,8 @@ class AtTheTerminal:
 
     def __init__(self, out: Console) -> None:
         self._out = out
+        self.by = user()
+        self.login = account()
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         shown = InputQuestion(

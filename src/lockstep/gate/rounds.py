@@ -17,6 +17,8 @@ from lockstep.values import Digest, JsonObject, digest_json, sha256
 class Round:
     """What goes on: the answers by key, and the server's own state, as it came; None where it gave none."""
 
+    number: int
+    """From 1: how often its server has asked."""
     responses: JsonObject
     state: str | None
 
@@ -25,7 +27,7 @@ def round_of(call: CallState) -> Round | None:
     """What this call goes on with; None in its first round."""
     if not call.rounds:
         return None
-    return Round(responses=json.loads(call.answers), state=json.loads(call.asked).get("state"))
+    return Round(number=call.rounds, responses=json.loads(call.answers), state=json.loads(call.asked).get("state"))
 
 
 def round_digest(call: CallState, digest: Digest) -> Digest:

@@ -25,6 +25,7 @@ from lockstep.values import JsonObject
 Context = ServerRequestContext[Any, Any]
 INPUT = "input"
 MODERN = "2026-07-28"
+_MAX_CLIENT_CHARACTERS = 100
 
 
 class Client:
@@ -34,6 +35,14 @@ class Client:
         self._ctx = ctx
         self._principal = principal
         self._agent = agent
+
+    @property
+    def by(self) -> str:
+        return self._principal.name
+
+    @property
+    def login(self) -> str:
+        return f"asked by {client_name(self._ctx)}"
 
     @property
     def modern(self) -> bool:
@@ -129,6 +138,14 @@ def as_said(result: Any) -> JsonObject:
     """A client's answer as the protocol writes it."""
     said: JsonObject = result.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {name: value for name, value in said.items() if name not in ("_meta", "resultType")}
+
+
+def client_name(ctx: Context) -> str:
+    """What a client calls itself."""
+    params = ctx.session.client_params
+    info = params.client_info if params else None
+    name = f"{info.name} {info.version}".strip() if info else "an unnamed client"
+    return "".join(each for each in name if each.isprintable())[:_MAX_CLIENT_CHARACTERS] or "an unnamed client"
 
 
 def _plain(text: str) -> str:

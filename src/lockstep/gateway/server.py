@@ -18,7 +18,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
 from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
-from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said
+from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said, client_name
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.telling import failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
@@ -35,7 +35,6 @@ SESSION_META = "lockstep/session"
 APPROVAL = "approval"
 LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
-_MAX_CLIENT_CHARACTERS = 100
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Run exactly this call."}},
@@ -167,7 +166,7 @@ class _Face:
             if given is None:
                 break
             answered = call.approval  # where another person must approve too, it still waits
-            state = await self._answer(answered, given=given, by=principal.name, client=_client(ctx))
+            state = await self._answer(answered, given=given, by=principal.name, client=client_name(ctx))
         tool = None if asks else self._desk.agent.tools.get(state.calls[0].name)
         return result_of_ask(state) if asks else result_of_call(state, tool)
 
@@ -205,7 +204,7 @@ class _Face:
         return await self._desk.go_on(state.run, by=by, fetched=True)
 
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
-        return Caller(principal=principal.name, client=_client(ctx), session=self._served.session or _session(ctx))
+        return Caller(principal=principal.name, client=client_name(ctx), session=self._served.session or _session(ctx))
 
     def _offered_to(self, principal: str) -> frozenset[str]:
         known = self._offered.get(principal)
@@ -251,13 +250,6 @@ def _given(said: types.ElicitResult) -> bool | None:
     if said.action == "cancel":
         return None
     return said.action == "accept" and (said.content or {}).get("approve") is True
-
-
-def _client(ctx: Context) -> str:
-    params = ctx.session.client_params
-    info = params.client_info if params else None
-    name = f"{info.name} {info.version}".strip() if info else "an unnamed client"
-    return "".join(each for each in name if each.isprintable())[:_MAX_CLIENT_CHARACTERS] or "an unnamed client"
 
 
 def _session(ctx: Context) -> str:

@@ -132,14 +132,23 @@ def ask_live(live: Live, item: PermittedCall) -> Ask | None:
             said = None
             if not why and live.attendant is not None:
                 said = await _attended(live.attendant, live.state, call, asked)
-            by = live.state.principal if said is not None else LOCKSTEP
-            answer = said if said is not None else all_say(asked, "decline" if why else "cancel")
-            why = why or ("" if said is not None else "nobody was there to answer")
-            live.record(_given(event, answer, by=by, because=why))
+            if said is not None and live.attendant is not None:
+                given = _given(event, said, by=live.attendant.by, login=live.attendant.login)
+            else:
+                said = _nobody_says(asked, "decline" if why else "cancel")
+                given = _given(event, said, by=LOCKSTEP, because=why or "nobody was there to answer")
+            live.record(given)
             await live.flush()
-            return answer
+            return said
 
     return ask
+
+
+def _nobody_says(asked: Asked, action: str) -> JsonObject | None:
+    """What a server is told where nobody answers it; None where the protocol has no word for that."""
+    if any(each.method != ELICIT for each in asked.requests):
+        return None
+    return {each.key: {"action": action} for each in asked.requests}
 
 
 async def _attended(attendant: Attendant, state: State, call: CallState, asked: Asked) -> JsonObject | None:

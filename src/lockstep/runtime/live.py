@@ -21,6 +21,14 @@ class Attendant(Protocol):
     def offers(self) -> frozenset[str]:
         """Of `elicitation`, `sampling` and `roots`: what it answers."""
 
+    @property
+    def by(self) -> str:
+        """Who they say they are."""
+
+    @property
+    def login(self) -> str:
+        """What they are known by here, beside that."""
+
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         """The answers by key, each as the protocol has it; None where there are none."""
 

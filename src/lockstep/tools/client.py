@@ -36,6 +36,7 @@ DISCOVER_S = 5.0
 """How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
 one that is waiting for its handshake."""
 META = "io.modelcontextprotocol/"
+_IDS_OF_A_ROUND = 1_000_000
 _UNSUPPORTED_VERSION = -32022
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
 CAPABILITIES: Mapping[str, JsonObject] = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
@@ -158,6 +159,8 @@ class McpClient:
     ) -> Mapping[str, Any]:
         """The raw `tools/call` result; with `round` the call goes on that a result which required input had ended."""
         more: dict[str, Any] = {}
+        if round is not None:  # each is a request of its own, in whatever process: none has the number of another
+            self._next_id = max(self._next_id, round.number * _IDS_OF_A_ROUND)
         if round is not None and round.responses:
             more["inputResponses"] = round.responses
         if round is not None and round.state is not None:

@@ -161,7 +161,12 @@ def _request(key: str, method: str, params: JsonObject, refused: str) -> Request
     kind: Kind = "sampling" if method == SAMPLE else "roots"
     if method == ELICIT:
         kind = "url" if params.get("mode") == "url" else "form"
-    form = read_form(params.get("requestedSchema")) if kind == "form" and not refused else None
+    form = None
+    if kind == "form" and not refused:
+        try:
+            form = read_form(params.get("requestedSchema"))
+        except BadForm as problem:
+            refused = str(problem)
     return Request(key=key, method=method, params=params, kind=kind, form=form, refused=refused)
 
 
@@ -176,10 +181,6 @@ def _problem(method: str, params: JsonObject) -> str:
         return url_problem(params.get("url"))
     if mode != "form":
         return f"its mode {mode!r:.40} is not known here"
-    try:
-        read_form(params.get("requestedSchema"))
-    except BadForm as problem:
-        return str(problem)
     return ""
 
 

@@ -19,7 +19,7 @@ from lockstep.agent.locked import LockedAgent, locked_agent
 from lockstep.gate.permit import Permit
 from lockstep.journal.port import Entry, Journal
 from lockstep.model.port import AskedCall, Failure, FailureKind, OnText, Prompt, Reply, Settings
-from lockstep.tools.inputs import read_result
+from lockstep.tools.inputs import read_request, read_result
 from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import Effect, JsonObject, RunId, digest_json, sha256
 
@@ -309,6 +309,8 @@ class Host:
             fates = (*fates, "late", "late and lost", "late and nothing", "late and on its way")
         if item.tool.asks:
             fates = (*fates, "asks", "acts and asks")
+        if ask is not None and self._chance.of("asks meanwhile", False, False, True):
+            assert await ask(read_request(_FORM, item.tool.asks)) == {"request": {"action": "cancel"}}
         fate = self._chance.of(f"fate of {item.tool.name} {item.id}", *fates)
         outcome = _asks(item) if fate == "asks" else await self._meets(item, fate, on_overdue)
         self.life.step()
