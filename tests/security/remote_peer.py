@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -169,8 +170,10 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(place: Path, resolve: Resolver | None = None) -> AsyncIterator[Caller]:
-    remotes = RemoteServers(http=RemoteHttp(resolve=resolve))
+async def calling(
+    place: Path, resolve: Resolver | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Caller]:
+    remotes = RemoteServers(http=RemoteHttp(resolve=resolve, tls=tls))
     host = SandboxedTools((), CodeStore(place / "code"), Guest(place / "guest"), remotes=remotes)
     try:
         yield Caller(host=host)
@@ -182,6 +185,7 @@ def remote_tool(
     port: int,
     *,
     host: str = "127.0.0.1",
+    scheme: str = "http",
     protocol: str = MODERN,
     definition: dict[str, Any] = DO,
     effect: Effect = Effect.ONCE,
@@ -192,7 +196,7 @@ def remote_tool(
     asks: tuple[str, ...] = (),
 ) -> LockedTool:
     """The tool of a peer, as a lock has it."""
-    url = f"http://{host}:{port}/mcp"
+    url = f"{scheme}://{host}:{port}/mcp"
     server = McpServer(url=url)
     return LockedTool(
         name=definition["name"],

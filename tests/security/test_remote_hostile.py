@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from lockstep.agent.spec import SecretSection
 from lockstep.errors import PermitError
 from lockstep.gate.gate import Describing
 from lockstep.gate.permit import PermitMint
+from lockstep.sandbox.egress_ca import EgressCA
 from lockstep.tools.inputs import Asked as Questions
 from lockstep.tools.port import Outcome
 from lockstep.values import JsonObject, digest_json, now_ms
@@ -383,3 +385,23 @@ def test_a_server_that_does_not_answer_the_modern_question_is_shaken_hands_with(
     protocol, said = asyncio.run(describe())
     assert protocol == LEGACY
     assert said == ["server/discover", "initialize", "notifications/initialized", "tools/list", "DELETE"]
+
+
+@pytest.mark.parametrize("served_as, trusted", [("localhost", True), ("localhost", False), ("other.example", True)])
+def test_a_certificate_must_be_the_hosts(tmp_path: Path, served_as: str, trusted: bool) -> None:
+    authority = EgressCA(tmp_path / "ca")
+    trust = ssl.create_default_context(cafile=str(authority.roots()) if trusted else None)
+
+    async def call() -> Outcome:
+        peer = Peer()
+        server = await asyncio.start_server(peer.serve, "127.0.0.1", 0, ssl=authority.server(served_as))
+        port = server.sockets[0].getsockname()[1]
+        async with calling(tmp_path, tls=trust) as caller:
+            outcome = await caller.call(remote_tool(port, host="localhost", scheme="https"))
+        server.close()
+        return outcome
+
+    outcome = asyncio.run(call())
+    fits = trusted and served_as == "localhost"
+    assert (outcome.kind, outcome.unknown) == ("ok" if fits else "process_ended", False)
+    assert fits or "certificate verify failed" in outcome.text

@@ -75,6 +75,9 @@ class RemoteProcess:
         self._frames: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self._log = Log()
         self._identity: Mapping[str, str] = {}
+        self._scrubber: Scrubber | None = None
+        self._scrubbed_for: tuple[str, ...] = ()
+        """The tokens that it takes out of replies beside the secrets."""
         self._values: Mapping[str, str] = {}
         self._admitted = self._sealed = time.monotonic()
         self._open = False
@@ -102,7 +105,7 @@ class RemoteProcess:
     ) -> None:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
-        self._log, self._received, self._open = Log(), 0, True
+        self._log, self._received, self._open, self._scrubber = Log(), 0, True, None
         self._admitted = time.monotonic()
         self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
         self._listen_again()
@@ -363,15 +366,17 @@ class RemoteProcess:
             self._frames.put_nowait(ProcessEnded(exit_code=None, limit="connection", stderr=said, reached=reached))
 
     def _clean(self, frame: bytes) -> bytes:
-        found = self._to_scrub()
-        return Scrubber(found).whole(frame) if found else frame
+        tokens = self._line.credentials.in_use() if self._line.credentials else ()
+        if self._scrubber is None or self._scrubbed_for != tokens:
+            found = self._to_scrub(tokens)
+            self._scrubber, self._scrubbed_for = Scrubber(found) if found else None, tokens
+        return self._scrubber.whole(frame) if self._scrubber else frame
 
     def _scrubbed(self, text: str) -> str:
         return self._clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
 
-    def _to_scrub(self) -> dict[bytes, bytes]:
+    def _to_scrub(self, tokens: tuple[str, ...]) -> dict[bytes, bytes]:
         bound = held(self._line.secrets, {one.env: f"[secret {one.env}]" for one in self._line.secrets}, self._values)
-        tokens = self._line.credentials.in_use() if self._line.credentials else ()
         binding = SecretBinding(env="", host="", port=0, header="Authorization")
         bound += [Held(binding=binding, placeholder=b"[token]", value=token.encode()) for token in tokens]
         return replacements(bound, [], []) if bound else {}
