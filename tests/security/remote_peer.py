@@ -23,7 +23,7 @@ from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
-from lockstep.values import Effect, RunId, Tier, digest_json, now_ms
+from lockstep.values import Effect, JsonObject, RunId, Tier, digest_json, now_ms
 
 DO: dict[str, Any] = {"name": "do", "description": "Do it.", "inputSchema": {"type": "object"}}
 DONE: dict[str, Any] = {"content": [{"type": "text", "text": "done"}]}
@@ -83,6 +83,7 @@ class Peer:
 
     called: Behaviour = done
     resumed: Behaviour = done
+    offered: Mapping[str, Any] = field(default_factory=lambda: DO)
     heard: list[Asked] = field(default_factory=list)
     port: int = 0
 
@@ -111,7 +112,7 @@ class Peer:
             case "server/discover":
                 await say(answer(asked, {"supportedVersions": [MODERN], "capabilities": {}}))
             case "tools/list":
-                await say(answer(asked, {"tools": [DO]}))
+                await say(answer(asked, {"tools": [self.offered]}))
             case "initialize":
                 said = {"protocolVersion": LEGACY, "capabilities": {}, "serverInfo": {"name": "x", "version": "1"}}
                 await say(answer(asked, said, Mcp_Session_Id=f"session-{len(self.heard)}"))
@@ -153,6 +154,7 @@ class Caller:
         permit: Permit | None = None,
         principal: str = "ann",
         ask: Ask | None = None,
+        arguments: JsonObject | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -161,7 +163,7 @@ class Caller:
             session="s",
             id="0.0",
             tool=tool,
-            arguments={},
+            arguments=arguments or {},
             digest=digest,
             key="k",
             principal=principal,

@@ -243,6 +243,24 @@ def test_all_calls_of_a_run_have_one_connection_and_each_sees_the_list_first(tmp
     assert (call["lockstep-run"], call["lockstep-session"]) == ("r1", "s")
 
 
+@pytest.mark.parametrize("protocol, marked", [(MODERN, ["=?base64?w7w=?="]), (LEGACY, [])])
+def test_marked_arguments_stand_in_the_head_of_the_call_and_of_nothing_else(
+    tmp_path: Path, protocol: str, marked: list[str]
+) -> None:
+    properties = {"to": {"type": "string", "x-mcp-header": "To"}}
+    definition = {**DO, "inputSchema": {"type": "object", "properties": properties}}
+    peer = Peer(offered=definition)
+
+    async def call() -> Outcome:
+        async with serving(peer), calling(tmp_path) as caller:
+            tool = remote_tool(peer.port, protocol=protocol, definition=definition)
+            return await caller.call(tool, arguments={"to": "ü"})
+
+    assert asyncio.run(call()).kind == "ok"
+    found = [(asked.says, asked.headers["mcp-param-to"]) for asked in peer.heard if "mcp-param-to" in asked.headers]
+    assert found == [("tools/call", each) for each in marked]
+
+
 def test_a_session_of_the_legacy_era_is_kept_and_ended(tmp_path: Path) -> None:
     peer = Peer()
     asyncio.run(called(tmp_path, peer, times=2, protocol=LEGACY))
