@@ -303,6 +303,19 @@ def test_a_file_of_another_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     assert (files.forget("https://a.example", "bob"), files.forget("https://a.example", "bob")) == (True, False)
 
 
+def test_a_token_that_no_header_can_carry_is_none(tmp_path: Path) -> None:
+    peer = Identity(expires_in=1)
+
+    async def go() -> Outcome:
+        async with serving(peer), desk(tmp_path) as at:
+            await at.login(tool_of(peer))
+            peer.token = "a\r\nHost: evil"
+            return await at.call(tool_of(peer))
+
+    assert "run `lockstep tools login AGENT" in asyncio.run(go()).text
+    assert len(peer.token_requests) == 2
+
+
 def test_a_token_never_travels_in_clear_text(tmp_path: Path) -> None:
     async def go() -> Outcome:
         async with desk(tmp_path) as at:

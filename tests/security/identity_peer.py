@@ -26,6 +26,8 @@ class Identity(Peer):
     metadata: dict[str, Any] = field(default_factory=dict)
     expires_in: int = 3600
     renews: bool = True
+    token: str = ""
+    """In place of one that it makes up."""
     granted: dict[str, str] = field(default_factory=dict)
     asked_for: list[dict[str, str]] = field(default_factory=list)
     token_requests: list[dict[str, str]] = field(default_factory=list)
@@ -96,7 +98,7 @@ class Identity(Peer):
                 right = authorization == f"Basic {base64.b64encode(b'robot:a-robots-secret').decode()}"
         if not right or form.get("resource") != f"{self.at}/mcp":
             return _json({"error": "invalid_grant"}, 400)
-        token = f"token-number-{len(self.granted) + 1}"
+        token = self.token or f"token-number-{len(self.granted) + 1}"
         self.granted[token] = scope
         given = {"access_token": token, "token_type": "bearer", "expires_in": self.expires_in, "scope": scope}
         if form["grant_type"] != "client_credentials":

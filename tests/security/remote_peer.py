@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -22,7 +23,7 @@ from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
-from lockstep.values import Effect, RunId, Tier, digest_json, now_ms
+from lockstep.values import Effect, JsonObject, RunId, Tier, digest_json, now_ms
 
 DO: dict[str, Any] = {"name": "do", "description": "Do it.", "inputSchema": {"type": "object"}}
 DONE: dict[str, Any] = {"content": [{"type": "text", "text": "done"}]}
@@ -82,6 +83,7 @@ class Peer:
 
     called: Behaviour = done
     resumed: Behaviour = done
+    offered: Mapping[str, Any] = field(default_factory=lambda: DO)
     heard: list[Asked] = field(default_factory=list)
     port: int = 0
 
@@ -110,7 +112,7 @@ class Peer:
             case "server/discover":
                 await say(answer(asked, {"supportedVersions": [MODERN], "capabilities": {}}))
             case "tools/list":
-                await say(answer(asked, {"tools": [DO]}))
+                await say(answer(asked, {"tools": [self.offered]}))
             case "initialize":
                 said = {"protocolVersion": LEGACY, "capabilities": {}, "serverInfo": {"name": "x", "version": "1"}}
                 await say(answer(asked, said, Mcp_Session_Id=f"session-{len(self.heard)}"))
@@ -152,6 +154,7 @@ class Caller:
         permit: Permit | None = None,
         principal: str = "ann",
         ask: Ask | None = None,
+        arguments: JsonObject | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -160,7 +163,7 @@ class Caller:
             session="s",
             id="0.0",
             tool=tool,
-            arguments={},
+            arguments=arguments or {},
             digest=digest,
             key="k",
             principal=principal,
@@ -169,8 +172,10 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(place: Path, resolve: Resolver | None = None) -> AsyncIterator[Caller]:
-    remotes = RemoteServers(http=RemoteHttp(resolve=resolve))
+async def calling(
+    place: Path, resolve: Resolver | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Caller]:
+    remotes = RemoteServers(http=RemoteHttp(resolve=resolve, tls=tls))
     host = SandboxedTools((), CodeStore(place / "code"), Guest(place / "guest"), remotes=remotes)
     try:
         yield Caller(host=host)
@@ -182,6 +187,7 @@ def remote_tool(
     port: int,
     *,
     host: str = "127.0.0.1",
+    scheme: str = "http",
     protocol: str = MODERN,
     definition: dict[str, Any] = DO,
     effect: Effect = Effect.ONCE,
@@ -192,7 +198,7 @@ def remote_tool(
     asks: tuple[str, ...] = (),
 ) -> LockedTool:
     """The tool of a peer, as a lock has it."""
-    url = f"http://{host}:{port}/mcp"
+    url = f"{scheme}://{host}:{port}/mcp"
     server = McpServer(url=url)
     return LockedTool(
         name=definition["name"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from lockstep.agent.spec import SecretSection
 from lockstep.errors import PermitError
 from lockstep.gate.gate import Describing
 from lockstep.gate.permit import PermitMint
+from lockstep.sandbox.egress_ca import EgressCA
 from lockstep.tools.inputs import Asked as Questions
 from lockstep.tools.port import Outcome
 from lockstep.values import JsonObject, digest_json, now_ms
@@ -241,6 +243,24 @@ def test_all_calls_of_a_run_have_one_connection_and_each_sees_the_list_first(tmp
     assert (call["lockstep-run"], call["lockstep-session"]) == ("r1", "s")
 
 
+@pytest.mark.parametrize("protocol, marked", [(MODERN, ["=?base64?w7w=?="]), (LEGACY, [])])
+def test_marked_arguments_stand_in_the_head_of_the_call_and_of_nothing_else(
+    tmp_path: Path, protocol: str, marked: list[str]
+) -> None:
+    properties = {"to": {"type": "string", "x-mcp-header": "To"}}
+    definition = {**DO, "inputSchema": {"type": "object", "properties": properties}}
+    peer = Peer(offered=definition)
+
+    async def call() -> Outcome:
+        async with serving(peer), calling(tmp_path) as caller:
+            tool = remote_tool(peer.port, protocol=protocol, definition=definition)
+            return await caller.call(tool, arguments={"to": "ü"})
+
+    assert asyncio.run(call()).kind == "ok"
+    found = [(asked.says, asked.headers["mcp-param-to"]) for asked in peer.heard if "mcp-param-to" in asked.headers]
+    assert found == [("tools/call", each) for each in marked]
+
+
 def test_a_session_of_the_legacy_era_is_kept_and_ended(tmp_path: Path) -> None:
     peer = Peer()
     asyncio.run(called(tmp_path, peer, times=2, protocol=LEGACY))
@@ -383,3 +403,23 @@ def test_a_server_that_does_not_answer_the_modern_question_is_shaken_hands_with(
     protocol, said = asyncio.run(describe())
     assert protocol == LEGACY
     assert said == ["server/discover", "initialize", "notifications/initialized", "tools/list", "DELETE"]
+
+
+@pytest.mark.parametrize("served_as, trusted", [("localhost", True), ("localhost", False), ("other.example", True)])
+def test_a_certificate_must_be_the_hosts(tmp_path: Path, served_as: str, trusted: bool) -> None:
+    authority = EgressCA(tmp_path / "ca")
+    trust = ssl.create_default_context(cafile=str(authority.roots()) if trusted else None)
+
+    async def call() -> Outcome:
+        peer = Peer()
+        server = await asyncio.start_server(peer.serve, "127.0.0.1", 0, ssl=authority.server(served_as))
+        port = server.sockets[0].getsockname()[1]
+        async with calling(tmp_path, tls=trust) as caller:
+            outcome = await caller.call(remote_tool(port, host="localhost", scheme="https"))
+        server.close()
+        return outcome
+
+    outcome = asyncio.run(call())
+    fits = trusted and served_as == "localhost"
+    assert (outcome.kind, outcome.unknown) == ("ok" if fits else "process_ended", False)
+    assert fits or "certificate verify failed" in outcome.text

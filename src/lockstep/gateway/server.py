@@ -214,7 +214,7 @@ class _Face:
 
 
 def _tool(shown: ToolDefinition, definition: Mapping[str, Any]) -> types.Tool:
-    return types.Tool.model_validate({**definition, "inputSchema": shown.input_schema})
+    return types.Tool.model_validate({**definition, "name": shown.name, "inputSchema": shown.input_schema})
 
 
 def _is_question(arguments: Mapping[str, Any] | None) -> bool:

@@ -25,6 +25,7 @@ from pydantic import AnyUrl, ValidationError
 from lockstep.agent.locked import Remote
 from lockstep.agent.mcp_spec import OAuth
 from lockstep.tools.client import Unauthorized
+from lockstep.tools.scan import visible
 from lockstep.tools.token_files import Kept, Token, TokenFiles
 
 _log = logging.getLogger("mcp.client.auth")
@@ -258,4 +259,4 @@ def _sdk_token(token: Token) -> OAuthToken:
 def _sentence(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "its authorization server answers with what is none of the documents asked for"
-    return (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+    return visible((str(error).splitlines() or [type(error).__name__])[0][:300].rstrip("."))

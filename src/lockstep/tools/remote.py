@@ -75,6 +75,9 @@ class RemoteProcess:
         self._frames: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self._log = Log()
         self._identity: Mapping[str, str] = {}
+        self._scrubber: Scrubber | None = None
+        self._scrubbed_for: tuple[str, ...] = ()
+        """The tokens that it takes out of replies beside the secrets."""
         self._values: Mapping[str, str] = {}
         self._admitted = self._sealed = time.monotonic()
         self._open = False
@@ -102,7 +105,7 @@ class RemoteProcess:
     ) -> None:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
-        self._log, self._received, self._open = Log(), 0, True
+        self._log, self._received, self._open, self._scrubber = Log(), 0, True, None
         self._admitted = time.monotonic()
         self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
         self._listen_again()
@@ -110,6 +113,8 @@ class RemoteProcess:
     async def send(self, frame: bytes) -> None:
         message = msgspec.json.decode(frame)
         if "id" not in message or "method" not in message:
+            if not self._open:
+                return
             with contextlib.suppress(Exception):  # of a message that expects no answer nothing is lost
                 async with asyncio.timeout(_NOTICE_S):
                     await self._notice(message, frame)
@@ -119,6 +124,7 @@ class RemoteProcess:
         await self._drop()
         self._asking = message
         self._carrier = asyncio.create_task(self._carry(message, frame))
+        self._carrier.add_done_callback(self._carried)
 
     async def receive(self) -> bytes:
         found = await self._frames.get()
@@ -177,6 +183,11 @@ class RemoteProcess:
         finally:
             self._asking = None
 
+    def _carried(self, carrier: asyncio.Task[None]) -> None:
+        """What should not happen is raised where the answer is waited for."""
+        if not carrier.cancelled() and isinstance(error := carrier.exception(), Exception):
+            self._frames.put_nowait(error)
+
     async def _request(self, message: Mapping[str, Any], frame: bytes) -> None:
         if not self._open:
             raise Unreached("no call has been permitted")
@@ -228,33 +239,41 @@ class RemoteProcess:
 
     async def _events(self, message: Mapping[str, Any], response: httpx2.Response) -> None:
         """A stream of events until the answer, resumed where the revision has that and the server says how."""
-        stream, failures = EventStream(), 0
+        stream, tries = EventStream(), _MAX_RESUMES
         while True:
-            before = stream.last_id
+            before, why = stream.last_id, "the stream ended without an answer"
             try:
-                async for piece in response.stream:  # type: ignore[union-attr]
-                    self._count(len(piece))
-                    for event in stream.feed(piece):
-                        if event.kind == "message" and self._deliver(message, event.data):
-                            self._asking = None
-                            await _rest_of(response)
-                            return
+                if await self._until_answered(message, stream, response):
+                    return
             except Lost as error:
                 why = str(error)
+            finally:
+                await response.aclose()
+            tries = _MAX_RESUMES if stream.last_id != before else tries - 1
+            response, tries = await self._again(stream, tries, why, str(message["method"]))
+
+    async def _until_answered(self, message: Mapping[str, Any], stream: EventStream, response: httpx2.Response) -> bool:
+        async for piece in response.stream:  # type: ignore[union-attr]
+            self._count(len(piece))
+            for event in stream.feed(piece):
+                if event.kind == "message" and self._deliver(message, event.data):
+                    self._asking = None
+                    await _rest_of(response)
+                    return True
+        return False
+
+    async def _again(self, stream: EventStream, tries: int, why: str, purpose: str) -> tuple[httpx2.Response, int]:
+        """The stream goes on where it broke off; and how many tries are left. Raises Lost."""
+        while self._protocol and stream.last_id and tries > 0:
+            await _pause(stream)
+            try:
+                response = await self._resumed(stream.last_id, purpose)
+            except (Lost, Unreached) as error:
+                why, tries = str(error), tries - 1
             else:
-                why = "the stream ended without an answer"
-            await response.aclose()
-            failures = 0 if stream.last_id != before else failures + 1
-            while True:
-                if not self._protocol or not stream.last_id or failures >= _MAX_RESUMES:
-                    raise Lost(why)
-                await _pause(stream)
-                try:
-                    response = await self._resumed(stream.last_id, str(message["method"]))
-                    break
-                except (Lost, Unreached) as error:
-                    why, failures = str(error), failures + 1
-            stream.begin_again()
+                stream.begin_again()
+                return response, tries
+        raise Lost(why)
 
     def _listen_again(self) -> None:
         if self._may_ask and self._protocol and (self._listener is None or self._listener.done()):
@@ -320,14 +339,15 @@ class RemoteProcess:
         modern = (params.get("_meta") or {}).get(f"{META}protocolVersion")
         if modern is not None:
             headers |= {"MCP-Protocol-Version": str(modern), **routing_headers(method, params)}
-        if method != CALL or modern is None:
-            headers = {name: value for name, value in headers.items() if not name.startswith(PARAMETER)}
+        if method == CALL and modern is not None:
+            headers |= {name: value for name, value in self._identity.items() if name.startswith(PARAMETER)}
         return headers
 
     def _common(self) -> dict[str, str]:
         """What every request of a call has."""
         values = dict(self._values)
-        headers = {"User-Agent": "lockstep", **self._identity}
+        identity = {name: value for name, value in self._identity.items() if not name.startswith(PARAMETER)}
+        headers = {"User-Agent": "lockstep", **identity}
         headers |= {name: filled_in(text, values) for name, text in self._line.headers.items()}
         if self._protocol:
             headers["MCP-Protocol-Version"] = header_text(self._protocol)
@@ -363,15 +383,17 @@ class RemoteProcess:
             self._frames.put_nowait(ProcessEnded(exit_code=None, limit="connection", stderr=said, reached=reached))
 
     def _clean(self, frame: bytes) -> bytes:
-        found = self._to_scrub()
-        return Scrubber(found).whole(frame) if found else frame
+        tokens = self._line.credentials.in_use() if self._line.credentials else ()
+        if self._scrubber is None or self._scrubbed_for != tokens:
+            found = self._to_scrub(tokens)
+            self._scrubber, self._scrubbed_for = Scrubber(found) if found else None, tokens
+        return self._scrubber.whole(frame) if self._scrubber else frame
 
     def _scrubbed(self, text: str) -> str:
         return self._clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
 
-    def _to_scrub(self) -> dict[bytes, bytes]:
+    def _to_scrub(self, tokens: tuple[str, ...]) -> dict[bytes, bytes]:
         bound = held(self._line.secrets, {one.env: f"[secret {one.env}]" for one in self._line.secrets}, self._values)
-        tokens = self._line.credentials.in_use() if self._line.credentials else ()
         binding = SecretBinding(env="", host="", port=0, header="Authorization")
         bound += [Held(binding=binding, placeholder=b"[token]", value=token.encode()) for token in tokens]
         return replacements(bound, [], []) if bound else {}

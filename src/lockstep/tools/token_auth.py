@@ -85,7 +85,7 @@ class StoredLogin(httpx2.Auth):
     def _sign(self, request: httpx2.Request) -> str:
         """Put the token into the request; which one, or "" where there is none that is good."""
         token = self._kept.token
-        if token is None or token.is_over:
+        if token is None or not token.is_good:
             request.headers.pop("Authorization", None)
             return ""
         request.headers["Authorization"] = f"Bearer {token.access_token}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ _EARLY_S = 30.0
 """A token is renewed so long before it ends, so that it does not end on its way."""
 
 
+_SENDABLE = re.compile(r"[!-~]{1,16384}")
+
+
 class Token(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What an authorization server gave. `expires_at` in seconds since the epoch; None when it did not say."""
 
@@ -30,6 +34,11 @@ class Token(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     refresh_token: str | None = None
     scope: str | None = None
     expires_at: float | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it can be sent: it has not ended, and is text that a header carries."""
+        return not self.is_over and bool(_SENDABLE.fullmatch(self.access_token))
 
     @property
     def is_over(self) -> bool:
