@@ -1,12 +1,13 @@
 """Run the Model Context Protocol's conformance suite against the gateway, and say how much of it passes.
 
 The suite needs Node 24, which its package brings; npm sets both up under `.conformance/` from the lock file in
-`tests/conformance`. Where npm is missing the run is skipped and says so. The gateway serves the Python tools of
-`tests/conformance/everything`, in sandboxes and behind gate and journal. Our client side is not driven yet.
+`tests/conformance`. Where npm is missing the run is skipped and says so. The gateway stands before the server in
+`tests/conformance/everything`, which runs in a sandbox, behind gate and journal. Our client side is not driven yet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/conformance"
 WORK = ROOT / ".conformance"
+PACKAGES = ROOT / "tests/contract/data/mcp_servers/modern.txt"
+"""Packages of servers on the SDK, for the Python of the system, which is the one that a sandbox sees."""
 SUITE = "node_modules/@modelcontextprotocol/conformance/dist/index.js"
 REVISIONS = {"2026-07-28": 37, "2025-11-25": 30}
 """Revision -> server scenarios that it requires."""
@@ -32,20 +35,54 @@ def main() -> int:
     if npm is None:
         print("conformance: skipped: npm is not installed")
         return 0
-    WORK.mkdir(exist_ok=True)
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(SOURCE / name, WORK)
-    subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--silent"], cwd=WORK, check=True)
-    agent = WORK / "everything"
-    shutil.rmtree(agent, ignore_errors=True)
-    shutil.copytree(SOURCE / "everything", agent)
-    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True)
-    with gateway(agent) as url:
+    with gateway(set_up(npm)) as url:
         counts = [scored(revision, url) for revision in REVISIONS]
     gained = " ".join(f"{passed}/{of}" for passed, of in zip(counts, REVISIONS.values(), strict=True))
     print("client: not built: the host is not driven by this script yet")
     print(f"conformance: client 0/32 0/18, gateway {gained}")
     return 0
+
+
+def set_up(npm: str) -> Path:
+    """The suite, the packages of the server, and the locked agent that has it; the agent."""
+    WORK.mkdir(exist_ok=True)
+    suite = (SOURCE / "package.json", SOURCE / "package-lock.json")
+    with once(*suite) as anew:
+        if anew:
+            for file in suite:
+                shutil.copy(file, WORK)
+            subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--silent"], cwd=WORK, check=True)
+    packages = WORK / "python"
+    with once(PACKAGES) as anew:
+        if anew:
+            install(packages)
+    agent = WORK / "everything"
+    shutil.rmtree(agent, ignore_errors=True)
+    shutil.copytree(SOURCE / "everything", agent)
+    written = agent / "agent.toml"
+    written.write_text(written.read_text().replace("/PYTHON", str(packages)))
+    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True)
+    return agent
+
+
+def install(packages: Path) -> None:
+    """The packages of the server, with bytecode that stays valid when they are copied."""
+    shutil.rmtree(packages, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--no-compile"]
+    subprocess.run([*pip, "--only-binary", ":all:", "--target", str(packages), "-r", str(PACKAGES)], check=True)
+    compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(packages)]
+    subprocess.run(["/usr/bin/python3", *compiling], check=True)
+
+
+@contextmanager
+def once(*files: Path) -> Iterator[bool]:
+    """Whether what depends on these files is to be done; not again once it was."""
+    stamp = WORK / f"{files[0].name}.stamp"
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    anew = not stamp.exists() or stamp.read_text() != digest
+    yield anew
+    if anew:
+        stamp.write_text(digest)
 
 
 @contextmanager
