@@ -20,7 +20,7 @@ from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
 from lockstep.errors import AgentStopped, LockstepError, RunError
 from lockstep.gateway.principals import Principal
-from lockstep.gateway.telling import failed, question_of, result_of_ask, result_of_call
+from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import definitions
@@ -140,8 +140,12 @@ class _Face:
                 break
             answered = call.approval  # where another person must approve too, it still waits
             state = await self._answer(answered, given=given, by=principal.name, client=_client(ctx))
-        tool = None if asks else self._desk.agent.tools.get(state.calls[0].name)
-        return result_of_ask(state) if asks else result_of_call(state, tool)
+        if asks:
+            return result_of_ask(state)
+        call = state.calls[0]
+        if (error := error_of_call(call)) is not None:
+            raise error
+        return result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
 
     async def _answered(self, params: types.CallToolRequestParams, caller: Caller) -> State | None:
         """The run that went on because this retry of its call answers what was asked of it; None when it answers

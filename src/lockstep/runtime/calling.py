@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lockstep.agent.locked import LockedTool
-from lockstep.errors import RunError
+from lockstep.errors import JournalCorrupt, RunError
 from lockstep.journal.events import ENDED, RunStarted
 from lockstep.journal.port import Journal, RunRow
-from lockstep.kernel.state import Phase, Receipt, State, Status
+from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Message
 from lockstep.runtime.answers import cancel
@@ -96,6 +96,17 @@ class Desk:
         """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
         asks the same again."""
         return await self._to_the_end(self._go_on(run, by, fetched))
+
+    async def first_of(self, call: CallState) -> CallState | None:
+        """The call whose result answers this one, where it was made before; None for any other."""
+        run, _, which = call.duplicate_of.partition("/")
+        if not run:
+            return None
+        try:
+            state = await read_state(self._journal, RunId(run))
+        except (JournalCorrupt, RunError):
+            return None
+        return next((each for each in state.all_calls if each.id == which), None)
 
     def offered(self, principal: str) -> frozenset[str]:
         """The tools that policy may permit this principal."""

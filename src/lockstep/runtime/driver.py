@@ -422,7 +422,8 @@ class Driver:
         else:
             late = live.state.call(item.id).phase is Phase.DOUBTED
             freed_by = self._gate.freed_by(call, outcome.text) if outcome.kind == "ok" else ()
-            live.record(settled(item, outcome, late=late, freed_by=freed_by))
+            reply = outcome.reply if live.state.client else ""
+            live.record(settled(item, outcome, late=late, freed_by=freed_by, reply=reply))
 
     async def _probe(self, live: _Live, call: CallState) -> None:
         """Ask whether a call in doubt happened. What cannot be asked, or is not answered, decides nothing."""

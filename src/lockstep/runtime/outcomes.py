@@ -127,7 +127,9 @@ def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
     )
 
 
-def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...]) -> ev.EffectSettled:
+def settled(
+    item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...], reply: str = ""
+) -> ev.EffectSettled:
     fee = item.tool.fee_usd if outcome.kind == "ok" else None
     return ev.EffectSettled(
         call=item.id,
@@ -135,6 +137,7 @@ def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tupl
         text=outcome.text,
         detail=outcome.detail,
         attachments=pack(outcome.attachments),
+        reply=reply,
         tier=outcome.tier.value,
         degraded=outcome.degraded,
         warm=outcome.warm,

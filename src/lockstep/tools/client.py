@@ -18,7 +18,7 @@ import msgspec
 
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
-from lockstep.values import JsonObject
+from lockstep.values import Json, JsonObject
 
 MODERN = "2026-07-28"
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
@@ -41,10 +41,11 @@ class BadReply(Exception):
 class ServerError(Exception):
     """The server answered with a JSON-RPC error."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: Json = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.data = data
 
 
 class McpClient:
@@ -188,7 +189,7 @@ def _result(frame: Mapping[str, Any]) -> Mapping[str, Any]:
     error = frame.get("error")
     if isinstance(error, dict):
         code = error.get("code")
-        raise ServerError(code if isinstance(code, int) else 0, str(error.get("message", ""))[:4000])
+        raise ServerError(code if isinstance(code, int) else 0, str(error.get("message", ""))[:4000], error.get("data"))
     result = frame.get("result")
     if not isinstance(result, dict):
         raise BadReply("its answer has neither result nor error")

@@ -15,7 +15,7 @@ from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import BadReply, McpClient, ServerError
-from lockstep.tools.content import read_content
+from lockstep.tools.content import read_content, reply_of, reply_of_error
 from lockstep.tools.definitions import Offer
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
@@ -113,9 +113,10 @@ def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, proc
     detail = process.stderr_tail()
     if isinstance(error, ServerError):
         kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
+        reply = reply_of_error(error.code, error.message, error.data)
         acted, passing = sent and may_have_acted(process.egress_log()), sent and _may_pass(process.egress_log())
         text = f"{tool.name} failed: {error.message}"
-        return Outcome(kind=kind, text=text, detail=detail, unknown=acted, transient=passing)
+        return Outcome(kind=kind, text=text, reply=reply, detail=detail, unknown=acted, transient=passing)
     return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
 
 
@@ -147,7 +148,7 @@ def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
     text, attachments = read_content(content)
     if not content and "structuredContent" in result:
         text = str(result["structuredContent"])
-    return replace(_judged(result, text, process), attachments=attachments)
+    return replace(_judged(result, text, process), attachments=attachments, reply=reply_of(result))
 
 
 def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:

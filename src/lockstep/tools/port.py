@@ -38,6 +38,8 @@ class Outcome:
     """For the model."""
     attachments: tuple[Attachment, ...] = ()
     """Images for the model, named in its text, and files for the user."""
+    reply: str = ""
+    """For a client that speaks the protocol: the result or error of the server, as JSON; empty where `text` is all."""
     detail: str = ""
     """For the operator: traceback, stderr."""
     unknown: bool = False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
 from pictures import GIF, JPEG, SVG, WEBP, png
 
 from lockstep.tools.client import BadReply
-from lockstep.tools.content import MAX_ATTACHMENTS, MAX_IMAGE_BYTES, read_content
+from lockstep.tools.content import MAX_ATTACHMENTS, MAX_IMAGE_BYTES, read_content, reply_of, reply_of_error
 from lockstep.values import Attachment
 
 
@@ -105,3 +106,33 @@ def test_a_name_that_no_record_could_hold_is_made_one_that_can() -> None:
     _, (kept,) = read_content([image(png(), _meta={"lockstep/name": "\ud800" + "x" * 1000})])
     assert kept.name.startswith("?x")
     assert len(kept.name) == 200
+
+
+PLAIN = {"content": [{"type": "text", "text": "a"}]}
+STRUCTURED = {"content": [{"type": "text", "text": '{"a":1}'}], "structuredContent": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [PLAIN, {**PLAIN, "isError": True, "resultType": "complete"}, STRUCTURED, {**PLAIN, "_meta": {"traceparent": "x"}}],
+    ids=["text", "an error", "structure that the text is", "reserved metadata"],
+)
+def test_nothing_is_kept_for_a_client_of_what_the_text_says(result: dict[str, Any]) -> None:
+    assert reply_of(result) == ""
+
+
+def test_a_client_is_told_what_the_server_said_without_what_is_reserved() -> None:
+    block = {"type": "text", "text": "a", "annotations": {"priority": 1}, "_meta": {"x/y": 1, "lockstep/name": "n"}}
+    meta = {"own/key": 1, "io.modelcontextprotocol/serverInfo": {}, "mcp.dev/x": 1, "lockstep/run": "r", "baggage": "b"}
+    result = {"content": [block, image(png())], "structuredContent": [1], "isError": False, "_meta": meta}
+    kept = json.loads(reply_of(result))
+    assert kept == {
+        "content": [{**block, "_meta": {"x/y": 1}}, image(png())],
+        "structuredContent": [1],
+        "_meta": {"own/key": 1},
+    }
+
+
+def test_of_an_error_the_data_is_kept_while_it_is_small() -> None:
+    assert json.loads(reply_of_error(-32602, "no", {"uri": "a"}))["error"]["data"] == {"uri": "a"}
+    assert json.loads(reply_of_error(-32602, "no", "x" * 20_000))["error"]["data"] is None
