@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
+from lockstep.agent.context import Offers
 from lockstep.agent.places import AnyPath, HostPath, MountName
 
 
@@ -28,6 +29,8 @@ class McpServer(_Section):
     runtime: dict[MountName, HostPath] = Field(default_factory=dict)
     """Directories of packages that the server consists of: read-only at /runtime/NAME, digested into the lock."""
     files: dict[MountName, WorkingFiles] = Field(default_factory=dict)
+    offer: tuple[Offers, ...] = Field(default=("tools",), min_length=1)
+    """What of the server is taken: its tools, and as read-only tools its resources and prompts."""
 
     @model_validator(mode="after")
     def _command_is_text(self) -> McpServer:

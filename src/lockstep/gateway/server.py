@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from mcp import MCPError, types
-from mcp.server.caching import CacheHint
+from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
 from lockstep.errors import AgentStopped, LockstepError, RunError
+from lockstep.gateway.context import ContextFace, Settled, is_context
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
@@ -27,6 +28,7 @@ from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
 from lockstep.runtime.calling import Caller, Desk
+from lockstep.values import JsonObject
 
 SESSION_META = "lockstep/session"
 APPROVAL = "approval"
@@ -34,6 +36,13 @@ LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
 _MAX_CLIENT_CHARACTERS = 100
 _MODERN = "2026-07-28"
+_CACHED: Mapping[CacheableMethod, CacheHint] = {
+    "tools/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "prompts/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "resources/templates/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "resources/list": CacheHint(),
+    "resources/read": CacheHint(),
+}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Run exactly this call."}},
@@ -68,13 +77,20 @@ class Served:
 def build_server(served: Served) -> Server[Any]:
     """The server, for any face."""
     face = _Face(served)
+    context = ContextFace(served.desk.agent, lambda ctx: face.offered_to(served.who(ctx).name), face.judged)
     server: Server[Any] = Server(
         served.desk.agent.name,
         version=served.version,
         instructions=served.description or None,
-        cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
+        cache_hints=_CACHED,
         on_list_tools=face.list_tools,
         on_call_tool=face.call_tool,
+        on_list_resources=context.list_resources if context.resources else None,
+        on_list_resource_templates=context.list_templates if context.resources else None,
+        on_read_resource=context.read_resource if context.resources else None,
+        on_list_prompts=context.list_prompts if context.prompts else None,
+        on_get_prompt=context.get_prompt if context.prompts else None,
+        on_completion=context.complete if context.completion else None,
     )
     security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
     server.middleware.append(RequestStateBoundary(security, default_audience=None))
@@ -86,13 +102,17 @@ class _Face:
         self._served = served
         self._desk = served.desk
         agent = served.desk.agent
-        self._shown = {each.name: _tool(each, agent.tools[each.name].definition) for each in definitions(agent)}
+        self._shown = {
+            each.name: _tool(each, agent.tools[each.name].definition)
+            for each in definitions(agent)
+            if not is_context(agent.tools[each.name])
+        }
         asking = f"ask_{agent.name}".replace("-", "_")
         self._asking = asking if served.asks and asking not in agent.tools else ""
         self._offered: dict[str, frozenset[str]] = {}
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        offered = self._offered_to(self._served.who(ctx).name)
+        offered = self.offered_to(self._served.who(ctx).name)
         tools = [tool for name, tool in self._shown.items() if name in offered]
         if self._asking:
             says = self._served.description or f"The agent {self._desk.agent.name}."
@@ -107,14 +127,18 @@ class _Face:
         asks = bool(self._asking) and params.name == self._asking
         if asks and not _is_question(params.arguments):
             raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: message, a text with words.")
+        tool = self._desk.agent.tools.get(params.name)
+        if tool is not None and is_context(tool):
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
         caller = self._caller(ctx, principal)
         try:
             answered = await self._answered(params, caller)
             state = answered or await self._asked(caller, params, asks=asks)
-            if not asks and params.name not in self._offered_to(principal.name):  # refused, recorded, and not described
+            if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             closed = answered is None and params.input_responses is not None
-            return await self._told(ctx, principal, state, asks=asks, elicits=not closed)
+            settled = await self._settled(ctx, principal, state, elicits=not closed)
+            return settled if isinstance(settled, types.InputRequiredResult) else await self._told(settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
@@ -125,10 +149,18 @@ class _Face:
             return await self._desk.ask(caller, str((params.arguments or {})["message"]))
         return await self._desk.call(caller, params.name, params.arguments)
 
-    async def _told(
-        self, ctx: Context, principal: Principal, state: State, *, asks: bool, elicits: bool
-    ) -> types.CallToolResult | types.InputRequiredResult:
-        """The result; while the run waits for an approval that the client may put to its user, that question first."""
+    async def judged(self, ctx: Context, params: Any, name: str, arguments: JsonObject) -> Settled:
+        """A call that a request of the client other than `tools/call` comes to."""
+        principal = self._served.who(ctx)
+        caller = self._caller(ctx, principal)
+        may_ask = isinstance(params, types.InputResponseRequestParams)
+        answered = await self._answered(params, caller) if may_ask else None
+        state = answered or await self._desk.call(caller, name, arguments)
+        closed = answered is None and may_ask and params.input_responses is not None
+        return await self._settled(ctx, principal, state, elicits=may_ask and not closed)
+
+    async def _settled(self, ctx: Context, principal: Principal, state: State, *, elicits: bool) -> Settled:
+        """The run; while it waits for an approval that the client may put to its user, that question first."""
         elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
         answered = ""
         while elicits and (call := _waiting(state)) is not None and call.approval != answered:
@@ -140,6 +172,9 @@ class _Face:
                 break
             answered = call.approval  # where another person must approve too, it still waits
             state = await self._answer(answered, given=given, by=principal.name, client=_client(ctx))
+        return state
+
+    async def _told(self, state: State, *, asks: bool) -> types.CallToolResult:
         if asks:
             return result_of_ask(state)
         call = state.calls[0]
@@ -147,7 +182,7 @@ class _Face:
             raise error
         return result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
 
-    async def _answered(self, params: types.CallToolRequestParams, caller: Caller) -> State | None:
+    async def _answered(self, params: types.InputResponseRequestParams, caller: Caller) -> State | None:
         """The run that went on because this retry of its call answers what was asked of it; None when it answers
         nothing. The state was sealed for this call and this principal, so it can be no other's."""
         if not params.request_state or not params.input_responses:
@@ -167,7 +202,7 @@ class _Face:
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
         return Caller(principal=principal.name, client=_client(ctx), session=self._served.session or _session(ctx))
 
-    def _offered_to(self, principal: str) -> frozenset[str]:
+    def offered_to(self, principal: str) -> frozenset[str]:
         known = self._offered.get(principal)
         if known is None:
             known = self._offered[principal] = self._desk.offered(principal)

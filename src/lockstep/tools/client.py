@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.agent.context import LIST
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
 from lockstep.values import Json, JsonObject
@@ -56,6 +57,8 @@ class McpClient:
         self._next_id = 1
         self._stray = 0
         self.protocol = ""
+        self.capabilities: Mapping[str, Any] = {}
+        """What the server said it has, where it was asked."""
         self.declined: dict[str, int] = {}
         """What the server asked of us and did not get: method -> how often."""
 
@@ -68,8 +71,10 @@ class McpClient:
         self.protocol = MODERN
         try:
             async with asyncio.timeout(DISCOVER_S):
-                versions = (await self.request("server/discover", {})).get("supportedVersions")
+                found = await self.request("server/discover", {})
+            versions = found.get("supportedVersions")
             if isinstance(versions, list) and MODERN in versions:
+                self._take_capabilities(found)
                 return self.protocol
         except (ServerError, TimeoutError):
             pass
@@ -101,6 +106,7 @@ class McpClient:
         if answered not in LEGACY:
             raise BadReply(f"it wants to speak the revision {answered!r:.40}, which is not known here")
         self.protocol = str(answered)
+        self._take_capabilities(result)
         await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     async def list_tools(self) -> Offer:
@@ -109,27 +115,41 @@ class McpClient:
         Raises:
             BadReply, ServerError, ProcessEnded: it has no list, or nothing in it can be used.
         """
-        tools: list[Any] = []
-        cursor: str | None = None
+        tools = await self.listed("tools/list", "tools")
+        offer = salvage(tools)
+        if tools and not offer.tools:
+            raise BadReply(f"its list of tools is not a list of named tools: {'; '.join(offer.problems)}")
+        return offer
+
+    async def listed(self, method: str, key: str, meta: JsonObject | None = None) -> list[Any]:
+        """What the server lists under `key`, all pages of it.
+
+        Raises:
+            BadReply, ServerError, ProcessEnded: it has no such list, or one without end.
+        """
+        items: list[Any] = []
+        more: dict[str, Any] = {} if meta is None else {"_meta": meta}
         for _ in range(MAX_PAGES):
-            page = read_page(await self.request("tools/list", {} if cursor is None else {"cursor": cursor}))
-            if page is None or len(tools) + len(page.tools) > MAX_DEFINITIONS:
-                raise BadReply(
-                    "its list of tools is not a list of named tools"
-                    if page is None
-                    else f"it offers more than {MAX_DEFINITIONS} tools"
-                )
-            tools += page.tools
-            if (cursor := page.cursor) is None:
-                offer = salvage(tools)
-                if tools and not offer.tools:
-                    raise BadReply(f"its list of tools is not a list of named tools: {'; '.join(offer.problems)}")
-                return offer
-        raise BadReply(f"its list of tools has more than {MAX_PAGES} pages")
+            page = read_page(await self.request(method, more), key)
+            if page is None:
+                raise BadReply(f"its list of {key} is not a list of named {key}")
+            items += page.items
+            if len(items) > MAX_DEFINITIONS:
+                raise BadReply(f"it offers more than {MAX_DEFINITIONS} {key}")
+            if page.cursor is None:
+                return items
+            more["cursor"] = page.cursor
+        raise BadReply(f"its list of {key} has more than {MAX_PAGES} pages")
 
     async def call_tool(self, name: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
         """The raw `tools/call` result."""
         return await self.request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+
+    async def ask_context(self, method: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
+        """The raw result of a method that reads; of a list, all pages of it."""
+        if method == LIST:
+            return {"resources": await self.listed(method, "resources", meta)}
+        return await self.request(method, {**arguments, "_meta": meta})
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -141,6 +161,10 @@ class McpClient:
             elif frame.get("id") == number and not isinstance(frame["id"], bool):
                 return _result(frame)
             self._count_stray(method)
+
+    def _take_capabilities(self, said: Mapping[str, Any]) -> None:
+        capabilities = said.get("capabilities")
+        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
 
     def _enveloped(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.protocol != MODERN:

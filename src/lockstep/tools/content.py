@@ -52,6 +52,33 @@ def read_content(blocks: Sequence[Any]) -> tuple[str, tuple[Attachment, ...]]:
     return "\n".join(texts), tuple(kept)
 
 
+def read_context(method: str, result: Mapping[str, Any]) -> tuple[str, tuple[Attachment, ...]]:
+    """The same of what is read of a server beside tools: a resource, a list of them, a prompt, a completion.
+
+    Raises:
+        BadReply: it is not what the method answers with.
+    """
+    try:
+        match method:
+            case "resources/read":
+                return read_content([{"type": "resource", "resource": {**each}} for each in result["contents"]])
+            case "resources/list":
+                return "\n".join(_listing(each) for each in result["resources"]), ()
+            case "prompts/get":
+                text, kept = read_content([each["content"] for each in result["messages"]])
+                return text, kept
+            case _:
+                return "\n".join(map(str, result["completion"]["values"])), ()
+    except (KeyError, TypeError) as error:
+        raise BadReply(f"its result is not one of {method}") from error
+
+
+def _listing(resource: Mapping[str, Any]) -> str:
+    """A line about a resource."""
+    named = ", ".join(str(resource[key]) for key in ("name", "mimeType", "description") if resource.get(key))
+    return f"{resource['uri']} ({named})" if named else str(resource["uri"])
+
+
 def reply_of(result: Mapping[str, Any]) -> str:
     """What a client of the protocol is told beside the text of a result; empty where the text says it all.
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lockstep.agent.context import METHODS
 from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import BadReply, McpClient, ServerError
-from lockstep.tools.content import read_content, reply_of, reply_of_error
-from lockstep.tools.definitions import Offer
+from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
+from lockstep.tools.offering import live
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
@@ -36,19 +37,27 @@ class Ready:
     """A server that has been greeted: the client that speaks to it, and what it said it offers."""
 
     client: McpClient
-    live: Mapping[str, JsonObject]
-    called: bool = False
+    live: dict[str, Mapping[str, JsonObject]] = field(default_factory=dict)
+    """By method (of tools, empty; else one of `agent.context`): the definitions that its calls are held against."""
 
-    async def now(self) -> Mapping[str, JsonObject]:
-        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+    async def learn(self, method: str) -> Mapping[str, JsonObject]:
+        """Ask what it offers of this method.
 
         Raises:
             ProcessEnded, ServerError, BadReply: it does not say.
         """
-        if self.called:
-            self.live = _by_name(await self.client.list_tools())
-        self.called = True
-        return self.live
+        found = self.live[method] = await live(self.client, method)
+        return found
+
+    async def now(self, method: str) -> Mapping[str, JsonObject]:
+        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+
+        Raises as `learn`.
+        """
+        known = self.live.get(method)
+        offered = await self.learn(method) if known is None else known
+        self.live.clear()  # from here on it may be another's
+        return offered
 
 
 class NotServing(NotReady):
@@ -68,7 +77,9 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
     client = McpClient(process)
     try:
         await client.resume(tool.protocol)
-        return Ready(client=client, live=_by_name(await client.list_tools()))
+        ready = Ready(client=client)
+        await ready.learn(tool.method)
+        return ready
     except (ProcessEnded, ServerError, BadReply) as error:
         raise NotServing(_failed(tool, error, process, sent=False)) from error
 
@@ -81,10 +92,10 @@ async def converse(
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
     try:
-        live = await ready.now()
+        offered = await ready.now(call.tool.method)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _failed(call.tool, error, process, sent=False)
-    if (drifted := _drifted(call.tool, live)) is not None:
+    if (drifted := _drifted(call.tool, offered)) is not None:
         return drifted
     meta = {
         "lockstep/run": call.run,
@@ -95,8 +106,8 @@ async def converse(
     late = on_overdue and call.tool.repeats.late_s > 0
     timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
     try:
-        result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta)
-        outcome = _outcome(result, process)
+        result = await _asked(ready.client, call, meta)
+        outcome = _outcome(call.tool.method, result, process)
         if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
         return _with_declined(outcome, ready.client.declined)
@@ -137,11 +148,20 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
     return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
 
 
-def _outcome(result: Mapping[str, Any], process: Process) -> Outcome:
-    """An MCP `tools/call` result as an outcome."""
+async def _asked(client: McpClient, call: PermittedCall, meta: JsonObject) -> Mapping[str, Any]:
+    if call.tool.method in METHODS:
+        return await client.ask_context(call.tool.method, call.arguments, meta)
+    return await client.call_tool(call.tool.own_name, call.arguments, meta)
+
+
+def _outcome(method: str, result: Mapping[str, Any], process: Process) -> Outcome:
+    """An MCP result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
         asked = f"its result is {kind!r:.40}" if kind != "input_required" else "it asks for input, which is not offered"
         raise BadReply(asked)
+    if method in METHODS:
+        text, attachments = read_context(method, result)
+        return Outcome(kind="ok", text=text, attachments=attachments, reply=reply_of(result))
     content = result.get("content")
     if not isinstance(content, list):
         raise BadReply("its result has no content list")
@@ -192,10 +212,6 @@ def _may_pass(requests: Sequence[EgressRecord]) -> bool:
 
 def _plainly_refused(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
-
-
-def _by_name(offer: Offer) -> dict[str, JsonObject]:
-    return {str(each["name"]): each for each in offer.tools}
 
 
 def _drifted(tool: LockedTool, live: Mapping[str, JsonObject]) -> Outcome | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
@@ -31,6 +31,7 @@ from lockstep.tools.conversation import NotServing, Ready, converse, greet
 from lockstep.tools.definitions import Offer
 from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
+from lockstep.tools.offering import offered
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import RUNTIME_MOUNT, Guest
@@ -103,10 +104,19 @@ class SandboxedTools:
         except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
-    async def describe(self, tool: LockedTool, permit: Permit, digest: Digest, *, legacy: bool = False) -> Description:
+    async def describe(
+        self,
+        tool: LockedTool,
+        permit: Permit,
+        digest: Digest,
+        *,
+        offers: Collection[str] = ("tools",),
+        legacy: bool = False,
+    ) -> Description:
         """What a source offers, asked for in a sandbox: tool code never runs outside one.
 
-        `legacy`: begin with the handshake, and do not ask for the modern revision.
+        `offers`: of a server, what is asked for. `legacy`: begin with the handshake, and do not ask for the modern
+        revision.
 
         Raises:
             ServerError, BadReply, ProcessEnded: the source cannot say.
@@ -123,7 +133,7 @@ class SandboxedTools:
                 await client.initialize(LEGACY[0])
             else:
                 await client.negotiate()
-            return Description(protocol=client.protocol, offer=await client.list_tools())
+            return Description(protocol=client.protocol, offer=await offered(client, offers))
         finally:
             await process.close()
 

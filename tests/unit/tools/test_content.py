@@ -10,7 +10,14 @@ import pytest
 from pictures import GIF, JPEG, SVG, WEBP, png
 
 from lockstep.tools.client import BadReply
-from lockstep.tools.content import MAX_ATTACHMENTS, MAX_IMAGE_BYTES, read_content, reply_of, reply_of_error
+from lockstep.tools.content import (
+    MAX_ATTACHMENTS,
+    MAX_IMAGE_BYTES,
+    read_content,
+    read_context,
+    reply_of,
+    reply_of_error,
+)
 from lockstep.values import Attachment
 
 
@@ -136,3 +143,19 @@ def test_a_client_is_told_what_the_server_said_without_what_is_reserved() -> Non
 def test_of_an_error_the_data_is_kept_while_it_is_small() -> None:
     assert json.loads(reply_of_error(-32602, "no", {"uri": "a"}))["error"]["data"] == {"uri": "a"}
     assert json.loads(reply_of_error(-32602, "no", "x" * 20_000))["error"]["data"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "text"),
+    [
+        ("resources/list", {"resources": [{"uri": "x://1", "name": "one", "mimeType": "a/b"}]}, "x://1 (one, a/b)"),
+        ("resources/read", {"contents": [{"uri": "x://1", "text": "all of it"}]}, "all of it"),
+        ("resources/read", {"contents": [{"uri": "x://1", "blob": "AAAA"}]}, "[resource: x://1]"),
+        ("prompts/get", {"messages": [{"role": "user", "content": {"type": "text", "text": "Greet."}}]}, "Greet."),
+        ("completion/complete", {"completion": {"values": ["paris", "park"]}}, "paris\npark"),
+    ],
+)
+def test_what_is_read_beside_tools_has_words_too(method: str, result: dict[str, Any], text: str) -> None:
+    assert read_context(method, result)[0] == text
+    with pytest.raises(BadReply, match="is not one of"):
+        read_context(method, {"other": []})
