@@ -18,8 +18,10 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
+from lockstep.agent.context import READ
 from lockstep.errors import AgentStopped, LockstepError, RunError
 from lockstep.gateway.context import ContextFace, Settled, is_context
+from lockstep.gateway.notices import Notices
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
@@ -27,6 +29,7 @@ from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
+from lockstep.runtime.asking import Asking
 from lockstep.runtime.calling import Caller, Desk
 from lockstep.values import JsonObject
 
@@ -78,7 +81,7 @@ def build_server(served: Served) -> Server[Any]:
     """The server, for any face."""
     face = _Face(served)
     context = ContextFace(served.desk.agent, lambda ctx: face.offered_to(served.who(ctx).name), face.judged)
-    server: Server[Any] = Server(
+    server: Server[Any] = _Locked(
         served.desk.agent.name,
         version=served.version,
         instructions=served.description or None,
@@ -92,9 +95,21 @@ def build_server(served: Served) -> Server[Any]:
         on_get_prompt=context.get_prompt if context.prompts else None,
         on_completion=context.complete if context.completion else None,
     )
+    face.tell_of(server, context)
     security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
     server.middleware.append(RequestStateBoundary(security, default_audience=None))
     return server
+
+
+class _Locked(Server[Any]):
+    """A server whose tools and prompts are those of a lock: they do not change while it serves."""
+
+    def get_capabilities(self, *args: Any, **more: Any) -> types.ServerCapabilities:
+        said = super().get_capabilities(*args, **more)
+        for capability in (said.tools, said.prompts):
+            if capability is not None:
+                capability.list_changed = False
+        return said
 
 
 class _Face:
@@ -110,6 +125,7 @@ class _Face:
         asking = f"ask_{agent.name}".replace("-", "_")
         self._asking = asking if served.asks and asking not in agent.tools else ""
         self._offered: dict[str, frozenset[str]] = {}
+        self.notices = Notices()
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         offered = self.offered_to(self._served.who(ctx).name)
@@ -133,7 +149,10 @@ class _Face:
         caller = self._caller(ctx, principal)
         try:
             answered = await self._answered(params, caller)
-            state = answered or await self._asked(caller, params, asks=asks)
+            state = answered
+            if state is None:
+                async with self.notices.told(ctx, _key(ctx, principal)) as asking:
+                    state = await self._asked(caller, params, asking, asks=asks)
             if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             closed = answered is None and params.input_responses is not None
@@ -144,10 +163,46 @@ class _Face:
         except LockstepError as error:
             raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
 
-    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, *, asks: bool) -> State:
+    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, asking: Asking, *, asks: bool) -> State:
         if asks:
-            return await self._desk.ask(caller, str((params.arguments or {})["message"]))
-        return await self._desk.call(caller, params.name, params.arguments)
+            return await self._desk.ask(caller, str((params.arguments or {})["message"]), asking)
+        return await self._desk.call(caller, params.name, params.arguments, asking)
+
+    def tell_of(self, server: Server[Any], context: ContextFace) -> None:
+        """Offer to tell clients what servers say beside results. Each era has its own methods for it."""
+        if any(tool.source.startswith("mcp:") for tool in self._desk.agent.tools.values()):
+            server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, self._set_level)
+        if context.resources:
+            server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self._subscribe)
+            server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self._unsubscribe)
+            server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
+
+    async def _set_level(self, ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
+        self.notices.set_level(_key(ctx, self._served.who(ctx)), params.level)
+        return types.EmptyResult()
+
+    async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
+        principal = self._served.who(ctx)
+        if not self._may_read(principal):
+            raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": str(params.uri)})
+        self.notices.subscribe(_key(ctx, principal), str(params.uri), ctx.session)
+        return types.EmptyResult()
+
+    async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+        self.notices.unsubscribe(_key(ctx, self._served.who(ctx)), str(params.uri))
+        return types.EmptyResult()
+
+    async def _listen(
+        self, ctx: Context, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        if not self._may_read(self._served.who(ctx)):
+            none = {"resource_subscriptions": None, "resources_list_changed": None}
+            params = params.model_copy(update={"notifications": params.notifications.model_copy(update=none)})
+        return await self.notices.listen(ctx, params)
+
+    def _may_read(self, principal: Principal) -> bool:
+        offered = self.offered_to(principal.name)
+        return any(tool.method == READ and tool.name in offered for tool in self._desk.agent.tools.values())
 
     async def judged(self, ctx: Context, params: Any, name: str, arguments: JsonObject) -> Settled:
         """A call that a request of the client other than `tools/call` comes to."""
@@ -155,7 +210,10 @@ class _Face:
         caller = self._caller(ctx, principal)
         may_ask = isinstance(params, types.InputResponseRequestParams)
         answered = await self._answered(params, caller) if may_ask else None
-        state = answered or await self._desk.call(caller, name, arguments)
+        state = answered
+        if state is None:
+            async with self.notices.told(ctx, _key(ctx, principal)) as asking:
+                state = await self._desk.call(caller, name, arguments, asking)
         closed = answered is None and may_ask and params.input_responses is not None
         return await self._settled(ctx, principal, state, elicits=may_ask and not closed)
 
@@ -253,6 +311,12 @@ def _client(ctx: Context) -> str:
     info = params.client_info if params else None
     name = f"{info.name} {info.version}".strip() if info else "an unnamed client"
     return "".join(each for each in name if each.isprintable())[:_MAX_CLIENT_CHARACTERS] or "an unnamed client"
+
+
+def _key(ctx: Context, principal: Principal) -> str:
+    """What tells this client's connection from others, where it has one that lasts."""
+    headers = getattr(ctx.request, "headers", None) or {}
+    return f"{principal.name}\0{headers.get('mcp-session-id', '')}"
 
 
 def _session(ctx: Context) -> str:

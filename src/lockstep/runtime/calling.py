@@ -25,6 +25,7 @@ from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Message
 from lockstep.runtime.answers import cancel
+from lockstep.runtime.asking import Asking
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
 from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
@@ -76,8 +77,9 @@ class Desk:
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
         self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
 
-    async def call(self, caller: Caller, tool: str, arguments: Json) -> State:
-        """One call, start to end: its run, finished, or suspended where a person must speak first.
+    async def call(self, caller: Caller, tool: str, arguments: Json, asking: Asking | None = None) -> State:
+        """One call, start to end: its run, finished, or suspended where a person must speak first. `asking` hears of it
+        meanwhile, and breaks it off when the client no longer waits for it.
 
         Raises:
             AgentStopped: somebody stopped the agent.
@@ -86,11 +88,11 @@ class Desk:
         """
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
-        return await self._to_the_end(self._take(caller, _key("call", tool, arguments), CLIENT_WORDS, asked))
+        return await self._taken(caller, _key("call", tool, arguments), CLIENT_WORDS, asked, asking)
 
-    async def ask(self, caller: Caller, message: str) -> State:
+    async def ask(self, caller: Caller, message: str, asking: Asking | None = None) -> State:
         """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
-        return await self._to_the_end(self._take(caller, _key("ask", message, None), message, None))
+        return await self._taken(caller, _key("ask", message, None), message, None, asking)
 
     async def go_on(self, run: RunId, *, by: str, fetched: bool) -> State:
         """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
@@ -133,6 +135,16 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
+    async def _taken(
+        self, caller: Caller, key: str, words: str, asked: AskedCall | None, asking: Asking | None
+    ) -> State:
+        asking = asking or Asking()
+        try:
+            return await self._to_the_end(self._take(caller, key, words, asked, asking))
+        except asyncio.CancelledError:
+            asking.breaking.off(effects=asking.insists())
+            raise
+
     async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
         """Await work that goes on when whoever awaits it is cancelled."""
         task = asyncio.create_task(work)
@@ -145,18 +157,20 @@ class Desk:
         if not task.cancelled():
             task.exception()  # seen here, so that a client that is gone costs no complaint
 
-    async def _take(self, caller: Caller, key: str, words: str, asked: AskedCall | None) -> State:
+    async def _take(self, caller: Caller, key: str, words: str, asked: AskedCall | None, asking: Asking) -> State:
         session = await self._session(caller)
         session.busy += 1
         try:
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
             async with guard:
+                if asking.breaking.broken:
+                    raise asyncio.CancelledError  # nobody waits for it, and nothing of it has begun
                 if (waits := session.pending.get(key)) is not None:
-                    state = await self._driver.resume(waits, by=caller.principal)
+                    state = await self._driver.resume(waits, by=caller.principal, asking=asking)
                 else:
                     started = self._started(caller, session, words, asked)
-                    state = await self._driver.begin(started, session.history(), asked)
+                    state = await self._driver.begin(started, session.history(), asked, asking)
                 self._keep(session, key, state, receipts=not beside)
                 return state
         finally:

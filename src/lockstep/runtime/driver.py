@@ -28,6 +28,7 @@ from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Model, Settings
+from lockstep.runtime.asking import Asking, BrokenOff, acts, cancelled
 from lockstep.runtime.elsewhere import Elsewhere
 from lockstep.runtime.outcomes import (
     answer_of_probe,
@@ -43,7 +44,7 @@ from lockstep.runtime.outcomes import (
 from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
-from lockstep.tools.port import Outcome, PermittedCall, ToolHost
+from lockstep.tools.port import Listener, Outcome, PermittedCall, ToolHost
 from lockstep.values import Effect, RunId, new_run_id, now_ms
 
 FIRST_SEQ_DRIVEN = 2
@@ -73,8 +74,9 @@ class Silent:
 class _Live:
     """A run being driven: its state, and events that are not durable yet."""
 
-    def __init__(self, journal: Journal, watcher: Watcher, state: State) -> None:
+    def __init__(self, journal: Journal, watcher: Watcher, state: State, asking: Asking | None = None) -> None:
         self.state = state
+        self.asking = asking or Asking()
         self._journal = journal
         self._watcher = watcher
         self._first_seq = state.next_seq
@@ -191,7 +193,9 @@ class Driver:
         """The tools that policy may permit this principal, whatever the arguments."""
         return self._gate.offered(principal)
 
-    async def begin(self, started: ev.RunStarted, history: History, asked: AskedCall | None = None) -> State:
+    async def begin(
+        self, started: ev.RunStarted, history: History, asked: AskedCall | None = None, asking: Asking | None = None
+    ) -> State:
         """Drive a new run of a session whose history the caller keeps, until it finishes or waits.
 
         With `asked` it is one call of a client: recorded as what a model would have asked, and then judged, run and
@@ -208,7 +212,7 @@ class Driver:
             if place is not None:
                 self._spending.begun(run, place)
         opened = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
-        live = _Live(self._journal, self._watcher, opened)
+        live = _Live(self._journal, self._watcher, opened, asking)
         live.record(started)
         if asked is not None:
             live.record(called(started.client, asked))
@@ -221,14 +225,14 @@ class Driver:
             return await self._drive(live)
         return await self._resume(live, by="nobody")
 
-    async def resume(self, run: RunId, *, by: str) -> State:
+    async def resume(self, run: RunId, *, by: str, asking: Asking | None = None) -> State:
         """Drive on a run that waited or whose process died; one that still waits or has finished is left as it is.
 
         Raises:
             AgentStopped: somebody stopped the agent, and the run has not finished.
             JournalCorrupt: the run's record does not hold; nothing is done on the strength of a changed past.
         """
-        return await self._resume(await self._open(run), by=by)
+        return await self._resume(await self._open(run, asking), by=by)
 
     async def _resume(self, live: _Live, *, by: str) -> State:
         state = live.state
@@ -247,7 +251,7 @@ class Driver:
         await live.flush()  # at once, so that a run which brings us down before it gets anywhere is counted and stopped
         return await self._drive(live)
 
-    async def _open(self, run: RunId) -> _Live:
+    async def _open(self, run: RunId, asking: Asking | None = None) -> _Live:
         recorded = await read_run(self._journal, run)
         first = recorded[0].event
         assert isinstance(first, ev.RunStarted)
@@ -257,20 +261,26 @@ class Driver:
             place = Place(session=first.session, principal=first.principal, at_ms=recorded[0].at_ms)
             await self._spending.read(place)
         begin = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
-        return _Live(self._journal, self._watcher, fold(begin, recorded))
+        return _Live(self._journal, self._watcher, fold(begin, recorded), asking)
 
     async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:
         return await read_history(self._journal, session, previous, before=before, receipts=self._keeps_receipts)
 
     async def _drive(self, live: _Live) -> State:
         try:
-            async with self._stops.heeded():
+            async with self._stops.heeded(), live.asking.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
                     await self._perform(live, command)
                 await live.flush()
         except AgentStopped as stopped:
             await self._tools.end(_kept_for(live.state))  # nothing of it runs on when its suspension is recorded
             for event in halted(live.state, stopped):
+                live.record(event)
+            await live.flush()
+        except BrokenOff:
+            for event in cancelled(
+                live.state, live.state.client or "its client", "its client cancelled the call while it ran"
+            ):
                 live.record(event)
             await live.flush()
         finally:
@@ -354,7 +364,7 @@ class Driver:
         return await asyncio.to_thread(self._standing.use, standing.id, run=state.run, call=call.id, at_ms=now_ms())
 
     async def _execute(self, live: _Live, calls: tuple[CallState, ...]) -> None:
-        work = [(call, *self._released(live.state, call)) for call in calls]
+        work = [(call, *self._released(live, call)) for call in calls]
         for call, item, permit in work:
             if call.effect is not Effect.READ:
                 live.record(ev.EffectIntended(call=call.id, permit=permit.id, digest=item.digest, key=item.key))
@@ -395,10 +405,13 @@ class Driver:
         finally:
             await _cancel((running, deadline))
 
-    def _released(self, state: State, call: CallState) -> tuple[PermittedCall, Permit]:
-        return self._permitted(state, call.id, self._gate.release(state, call, now_ms()))
+    def _released(self, live: _Live, call: CallState) -> tuple[PermittedCall, Permit]:
+        release = self._gate.release(live.state, call, now_ms())
+        return self._permitted(live.state, call.id, release, live.asking.listener)
 
-    def _permitted(self, state: State, call_id: str, release: Release) -> tuple[PermittedCall, Permit]:
+    def _permitted(
+        self, state: State, call_id: str, release: Release, listener: Listener | None = None
+    ) -> tuple[PermittedCall, Permit]:
         item = PermittedCall(
             run=state.run,
             session=state.session,
@@ -408,6 +421,7 @@ class Driver:
             digest=release.digest,
             key=release.key,
             kept_for=_kept_for(state),
+            listener=listener,
         )
         return item, release.permit
 

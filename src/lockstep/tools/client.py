@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from lockstep.agent.context import LIST
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
+from lockstep.tools.port import Notice
 from lockstep.values import Json, JsonObject
 
 MODERN = "2026-07-28"
@@ -26,12 +27,14 @@ LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
 """What our own runner is spoken to in."""
 MAX_STRAY_FRAMES = 1000
+MAX_NOTICES = 500
 MAX_PAGES = 50
 MAX_DEFINITIONS = 1000
 DISCOVER_S = 5.0
 """How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
 one that is waiting for its handshake."""
 _META = "io.modelcontextprotocol/"
+LOG_LEVEL = f"{_META}logLevel"
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
 
 
@@ -59,6 +62,8 @@ class McpClient:
         self.protocol = ""
         self.capabilities: Mapping[str, Any] = {}
         """What the server said it has, where it was asked."""
+        self.hear: Callable[[Notice], None] | None = None
+        """Told what the server says unasked, while it is set: at most `MAX_NOTICES` times a request."""
         self.declined: dict[str, int] = {}
         """What the server asked of us and did not get: method -> how often."""
 
@@ -153,11 +158,14 @@ class McpClient:
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
+        self._stray = 0
         await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": self._enveloped(params)})
         while True:
             frame = await self._receive()
-            if "method" in frame:
+            if "method" in frame and "id" in frame:
                 await self._decline(frame)
+            elif "method" in frame:
+                self._tell(frame)
             elif frame.get("id") == number and not isinstance(frame["id"], bool):
                 return _result(frame)
             self._count_stray(method)
@@ -177,7 +185,7 @@ class McpClient:
         return {**params, "_meta": {**params.get("_meta", {}), **envelope}}
 
     async def _decline(self, frame: Mapping[str, Any]) -> None:
-        """Requests of a server to us (sampling, roots, elicitation) are declined; notifications are dropped."""
+        """Requests of a server to us (sampling, roots, elicitation) are declined."""
         number = frame.get("id")
         if not isinstance(number, str | int) or isinstance(number, bool):
             return
@@ -189,6 +197,11 @@ class McpClient:
             self.declined[asked] = self.declined.get(asked, 0) + 1
         error = {"code": -32601, "message": "not offered"}
         await self._send({"jsonrpc": "2.0", "id": number, "error": error})
+
+    def _tell(self, frame: Mapping[str, Any]) -> None:
+        params = frame.get("params")
+        if self.hear is not None and self._stray < MAX_NOTICES:
+            self.hear(Notice(method=str(frame["method"]), params=params if isinstance(params, dict) else {}))
 
     def _count_stray(self, method: str) -> None:
         self._stray += 1

@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from lockstep.agent.context import METHODS
 from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import BadReply, McpClient, ServerError
+from lockstep.tools.client import LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
 from lockstep.tools.offering import live
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Notice, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
 from lockstep.values import JsonObject, sha256
@@ -29,6 +31,7 @@ _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
+_MAX_NOTICE_BYTES = 16 * 2**10
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -97,16 +100,10 @@ async def converse(
         return _failed(call.tool, error, process, sent=False)
     if (drifted := _drifted(call.tool, offered)) is not None:
         return drifted
-    meta = {
-        "lockstep/run": call.run,
-        "lockstep/call": call.id,
-        "lockstep/key": call.key,
-        "traceparent": traceparent(call.run, call.id),
-    }
     late = on_overdue and call.tool.repeats.late_s > 0
     timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
     try:
-        result = await _asked(ready.client, call, meta)
+        result = await _asked(ready.client, call)
         outcome = _outcome(call.tool.method, result, process)
         if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
@@ -148,10 +145,47 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
     return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
 
 
-async def _asked(client: McpClient, call: PermittedCall, meta: JsonObject) -> Mapping[str, Any]:
-    if call.tool.method in METHODS:
-        return await client.ask_context(call.tool.method, call.arguments, meta)
-    return await client.call_tool(call.tool.own_name, call.arguments, meta)
+async def _asked(client: McpClient, call: PermittedCall) -> Mapping[str, Any]:
+    """The result of the call itself; whoever listens to it hears what is said meanwhile."""
+    client.hear = _hearing(call)
+    try:
+        if call.tool.method in METHODS:
+            return await client.ask_context(call.tool.method, call.arguments, _meta(call))
+        return await client.call_tool(call.tool.own_name, call.arguments, _meta(call))
+    finally:
+        client.hear = None
+
+
+def _meta(call: PermittedCall) -> JsonObject:
+    meta = {
+        "lockstep/run": call.run,
+        "lockstep/call": call.id,
+        "lockstep/key": call.key,
+        "traceparent": traceparent(call.run, call.id),
+    }
+    if call.listener is not None and call.listener.progress:
+        meta["progressToken"] = _token(call)
+    if call.listener is not None and call.listener.log_level and call.tool.protocol == MODERN:
+        meta[LOG_LEVEL] = call.listener.log_level
+    return meta
+
+
+def _token(call: PermittedCall) -> str:
+    return f"{call.run}/{call.id}"
+
+
+def _hearing(call: PermittedCall) -> Callable[[Notice], None] | None:
+    """What hears this call: of progress, that of this call alone, and nothing that is long."""
+    listener = call.listener
+    if listener is None:
+        return None
+
+    def hear(notice: Notice) -> None:
+        other = notice.method == "notifications/progress" and notice.params.get("progressToken") != _token(call)
+        if not other and len(msgspec.json.encode(notice.params)) <= _MAX_NOTICE_BYTES:
+            listener.hear(notice)
+
+    return hear
 
 
 def _outcome(method: str, result: Mapping[str, Any], process: Process) -> Outcome:

@@ -185,7 +185,8 @@ class SandboxedTools:
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
         if call.tool.run_lifetime:
-            return self._pool.lease_of_run(call.kept_for or call.run, recipe)
+            kept_for = call.kept_for or call.run
+            return self._pool.lease_of_run(kept_for, recipe, gives_way=kept_for != call.run)
         return self._pool.lease(recipe)
 
     def _recipe(self, tool: LockedTool, backend: Backend) -> Recipe[Ready]:

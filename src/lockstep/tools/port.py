@@ -12,6 +12,25 @@ from lockstep.values import Attachment, Digest, JsonObject, RunId, Tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """What a server says while it is called and nobody asked it: a method of the protocol, and its parameters."""
+
+    method: str
+    params: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listener:
+    """Who hears what a server says while it is called. `hear` must return at once and never raise."""
+
+    hear: Callable[[Notice], None]
+    progress: bool = False
+    """Whether the server is asked to say how far it is."""
+    log_level: str = ""
+    """From which level on the server is asked for log messages; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PermittedCall:
     """What to run: the locked tool, validated arguments, and who it is for."""
 
@@ -25,6 +44,7 @@ class PermittedCall:
     """Idempotency key: the same for every attempt at the same effect in a session."""
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -513,12 +513,12 @@ async def http(world: World) -> AsyncIterator[str]:
         await serving
 
 
-def over_http(url: str, era: str, name: str = "ada") -> Client:
+def over_http(url: str, era: str, name: str = "ada", **more: Any) -> Client:
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
     client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=30)
-    return Client(streamable_http_client(url, http_client=client), mode=era)
+    return Client(streamable_http_client(url, http_client=client), mode=era, **more)
 
 
 @ERAS
