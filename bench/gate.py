@@ -184,7 +184,7 @@ def travel_agent() -> LockedAgent:
         definition=definition,
         pin=digest_json(definition),
         effect=Effect.ONCE,
-        dedupe_on=("offer_id", "request_id"),
+        dedupe_on=("/offer_id", "/request_id"),
         tier=Tier.NONE,
         egress=(),
         env={},

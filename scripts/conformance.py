@@ -1,8 +1,11 @@
-"""Run the Model Context Protocol's conformance suite against the gateway, and say how much of it passes.
+"""Run the Model Context Protocol's conformance suite against host and gateway, and say how much of it passes.
 
 The suite needs Node 24, which its package brings; npm sets both up under `.conformance/` from the lock file in
 `tests/conformance`. Where npm is missing the run is skipped and says so. The gateway stands before the server in
-`tests/conformance/everything`, which runs in a sandbox, behind gate and journal. Our client side is not driven yet.
+`tests/conformance/everything`, which runs in a sandbox, behind gate and journal. As a client the suite starts
+`tests/conformance/client.py`, which locks and runs an agent.
+
+Usage: conformance.py [client|gateway] [SCENARIO...]. One half alone, or of the client some scenarios.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +29,9 @@ PACKAGES = ROOT / "tests/contract/data/mcp_servers/modern.txt"
 SUITE = "node_modules/@modelcontextprotocol/conformance/dist/index.js"
 REVISIONS = {"2026-07-28": 37, "2025-11-25": 30}
 """Revision -> server scenarios that it requires."""
+CLIENT = {"2026-07-28": 32, "2025-11-25": 18}
+"""Revision -> client scenarios that it requires."""
+CLIENT_S = 60
 _LINE = re.compile(r"^([\u2713\u2717]) ([\w.-]+): (\d+) passed, (\d+) failed", re.MULTILINE)
 _UNSCORED = re.compile(r"^  [\u2713\u2717] ([\w.-]+) \(", re.MULTILINE)
 
@@ -35,23 +42,28 @@ def main() -> int:
     if npm is None:
         print("conformance: skipped: npm is not installed")
         return 0
-    with gateway(set_up(npm)) as url:
-        counts = [scored(revision, url) for revision in REVISIONS]
-    gained = " ".join(f"{passed}/{of}" for passed, of in zip(counts, REVISIONS.values(), strict=True))
-    print("client: not built: the host is not driven by this script yet")
-    print(f"conformance: client 0/32 0/18, gateway {gained}")
+    set_up(npm)
+    half, only = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    client = gained(half != "gateway", CLIENT, lambda revision: played(revision, only))
+    with gateway(half != "client") as url:
+        served = gained(half != "client", REVISIONS, lambda revision: scored(revision, url))
+    print(f"conformance: client {client}, gateway {served}")
     return 0
 
 
-def set_up(npm: str) -> Path:
-    """The suite, the packages of the server, and the locked agent that has it; the agent."""
+def set_up(npm: str) -> None:
+    """The suite."""
     WORK.mkdir(exist_ok=True)
-    suite = (SOURCE / "package.json", SOURCE / "package-lock.json")
-    with once(*suite) as anew:
+    files = (SOURCE / "package.json", SOURCE / "package-lock.json")
+    with once(*files) as anew:
         if anew:
-            for file in suite:
+            for file in files:
                 shutil.copy(file, WORK)
             subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--silent"], cwd=WORK, check=True)
+
+
+def everything() -> Path:
+    """The locked agent that has the server of everything, with the packages that the server needs."""
     packages = WORK / "python"
     with once(PACKAGES) as anew:
         if anew:
@@ -61,7 +73,7 @@ def set_up(npm: str) -> Path:
     shutil.copytree(SOURCE / "everything", agent)
     written = agent / "agent.toml"
     written.write_text(written.read_text().replace("/PYTHON", str(packages)))
-    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True)
+    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True, stdout=subprocess.DEVNULL)
     return agent
 
 
@@ -85,8 +97,50 @@ def once(*files: Path) -> Iterator[bool]:
         stamp.write_text(digest)
 
 
+def gained(wanted: bool, required: Mapping[str, int], count: Callable[[str], int]) -> str:
+    """`passed/required` of each revision; `-` where it was not asked for."""
+    return " ".join(f"{count(revision) if wanted else '-'}/{of}" for revision, of in required.items())
+
+
+def played(revision: str, only: Collection[str]) -> int:
+    """How many of a revision's required client scenarios pass, each in a run of the suite of its own."""
+    listed = suite("list", "--client", "--requirements", revision).partition("Client scenarios")[2]
+    listed = listed.partition("Run and reported")[0]
+    names = [name for name in re.findall(r"^  - (\S+)", listed, re.MULTILINE) if not only or name in only]
+    print(f"client, {revision}:")
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        verdicts = list(workers.map(lambda name: client_verdict(revision, name), names))
+    for name, failed in zip(names, verdicts, strict=True):
+        print(f"  {'FAIL' if failed else 'ok  '} {name}{f' ({failed})' if failed else ''}")
+    return sum(not failed for failed in verdicts)
+
+
+def client_verdict(revision: str, scenario: str) -> str:
+    """What failed in a scenario; empty when it passed."""
+    command = f"{sys.executable} {SOURCE / 'client.py'}"
+    limits = ("--spec-version", revision, "--timeout", str(CLIENT_S * 1000))
+    said = suite("client", "--command", command, "--scenario", scenario, *limits)
+    if "OVERALL: PASSED" in said:
+        return ""
+    return "; ".join(re.findall(r"^  - (\w+):", said, re.MULTILINE)) or "it did not run to its end"
+
+
+def suite(*arguments: str) -> str:
+    """What the suite prints."""
+    node = WORK / "node_modules/node/bin"
+    env = {**os.environ, "PATH": f"{node}{os.pathsep}{os.environ['PATH']}"}
+    command = [str(node / "node"), SUITE, *arguments]
+    done = subprocess.run(command, cwd=WORK, env=env, capture_output=True, text=True, timeout=900, check=False)
+    return done.stdout + done.stderr
+
+
 @contextmanager
-def gateway(agent: Path) -> Iterator[str]:
+def gateway(wanted: bool) -> Iterator[str]:
+    """The URL of a gateway in front of the everything-agent."""
+    if not wanted:
+        yield ""
+        return
+    agent = everything()
     command = [sys.executable, "-m", "lockstep", "gateway", str(agent), "--http", "0", "--open"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -102,13 +156,10 @@ def gateway(agent: Path) -> Iterator[str]:
 
 def scored(revision: str, url: str) -> int:
     """How many of a revision's required scenarios pass; each is printed."""
-    node = WORK / "node_modules/node/bin"
-    env = {**os.environ, "PATH": f"{node}{os.pathsep}{os.environ['PATH']}"}
-    command = [str(node / "node"), SUITE, "server", "--url", url, "--requirements", revision]
-    done = subprocess.run(command, cwd=WORK, env=env, capture_output=True, text=True, timeout=900, check=False)
-    summary = done.stdout.partition("=== SUMMARY ===")[2]
+    said = suite("server", "--url", url, "--requirements", revision)
+    summary = said.partition("=== SUMMARY ===")[2]
     if not summary:
-        raise SystemExit(f"conformance: the suite said nothing: {done.stdout[-500:]}{done.stderr[-2000:]}")
+        raise SystemExit(f"conformance: the suite said nothing: {said[-2500:]}")
     unscored = set(_UNSCORED.findall(summary))
     passed = 0
     print(f"{revision}:")

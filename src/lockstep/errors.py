@@ -12,6 +12,7 @@ LockstepError            code, sentence, remedy; exit_code for the command line
 ├── RunError             no such run, wrong state for what was asked
 │   ├── AgentStopped     somebody stopped the agent (kill switch); nothing is let go
 │   ├── ApprovalError    an answer that counts for nothing: unknown, expired, given already, for something else
+│   ├── InputError       the same of an answer to a server, or one that is not what it asked for
 │   └── BudgetError      what the runs of a scope may use together is used up, so none begins
 ├── ModelError           the model cannot be had: name, key, provider, recording
 │   └── RecordingMismatch   the conversation left the recording
@@ -76,6 +77,10 @@ class RunError(LockstepError):
 
 class ApprovalError(RunError):
     code = "approval"
+
+
+class InputError(RunError):
+    code = "input"
 
 
 class BudgetError(RunError):

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import NewType
+from json.encoder import encode_basestring as _quoted
+from typing import Any, NewType
 
 import rfc8785
 
@@ -20,6 +21,8 @@ Digest = NewType("Digest", str)
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 JsonObject = Mapping[str, Json]
 
+_SAFE = 2**53
+"""From here on not every integer is a number of its own to all readers of JSON."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads as something else
 
 
@@ -35,18 +38,27 @@ class Effect(StrEnum):
 class Tier(StrEnum):
     """Isolation of a call, strongest first in `TIER_RANK`.
 
-    `emulated` is the microVM guest under software emulation, for development: not a security boundary. `none` is
-    in-process: library use only, never a file.
+    `emulated` is the microVM guest under software emulation, for development: not a security boundary. `remote` is no
+    isolation of ours: a server that runs elsewhere, of which nothing runs here. `none` is in-process: library use only,
+    never a file.
     """
 
     MICROVM = "microvm"
     GVISOR = "gvisor"
     PROCESS = "process"
     EMULATED = "emulated"
+    REMOTE = "remote"
     NONE = "none"
 
 
-TIER_RANK: Mapping[Tier, int] = {Tier.MICROVM: 3, Tier.GVISOR: 2, Tier.PROCESS: 1, Tier.EMULATED: 0, Tier.NONE: 0}
+TIER_RANK: Mapping[Tier, int] = {
+    Tier.MICROVM: 3,
+    Tier.GVISOR: 2,
+    Tier.PROCESS: 1,
+    Tier.EMULATED: 0,
+    Tier.REMOTE: 0,
+    Tier.NONE: 0,
+}
 
 
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
@@ -87,9 +99,33 @@ def canonical(value: Json) -> bytes:
         ValueError: the value has no canonical form (NaN, infinity, integers beyond 2**53, lone surrogates).
     """
     try:
-        return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        return _canonical(value).encode()
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, TypeError, RecursionError) as error:
         raise ValueError(f"not canonical JSON: {error}") from error
+
+
+def _canonical(value: Any) -> str:
+    """What is usual, written here, since every call is digested several times; the rest is left to the library."""
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    if kind is dict:
+        fields = []
+        for name in _in_order(value):  # no comprehension, which would take another frame for each level
+            fields.append(f"{_quoted(name)}:{_canonical(value[name])}")
+        return f"{{{','.join(fields)}}}"
+    if kind is list or kind is tuple:
+        return f"[{','.join(map(_canonical, value))}]"
+    if kind is int and -_SAFE < value < _SAFE:
+        return str(value)
+    if kind is float and value and "e" not in (text := repr(value)) and "n" not in text:
+        return text.removesuffix(".0")  # without exponent, infinity and nan both languages write the same digits
+    return rfc8785.dumps(value).decode()
+
+
+def _in_order(names: Mapping[str, object]) -> list[str]:
+    """Names by their UTF-16 code units, which for ASCII is the order they have."""
+    return sorted(names) if "".join(names).isascii() else sorted(names, key=lambda name: name.encode("utf-16-be"))
 
 
 def digest_json(value: Json) -> Digest:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from source import files, imports, name_of, tree
 
+OAUTH = {"tools/login.py", "tools/oauth_sdk.py"}
 CONVERSATION, HOST, CLIENT = "tools/conversation.py", "tools/host.py", "tools/client.py"
 
 
@@ -76,4 +77,16 @@ def test_only_the_gate_makes_permits() -> None:
 
 def test_no_other_client_of_the_protocol_is_in_the_house() -> None:
     brought = {name_of(path) for path in files() for _, module in imports(path) if module.split(".")[0] == "mcp"}
-    assert {place for place in brought if not place.startswith("gateway/")} == set()
+    assert {place for place in brought if not place.startswith("gateway/")} == OAUTH
+
+
+def test_of_the_sdk_the_host_has_only_what_gets_tokens() -> None:
+    brought = {module for path in files() if name_of(path) in OAUTH for _, module in imports(path)}
+    sdk = {module for module in brought if module.split(".")[0] == "mcp"}
+    assert all(module.startswith(("mcp.client.auth", "mcp.shared.auth")) for module in sdk)
+
+
+def test_requests_to_servers_elsewhere_leave_from_their_process_and_for_tokens_alone() -> None:
+    assert _places(_calls("authorized")) == {"tools/remote.py", "tools/login.py"}
+    assert _places(_calls("handle_async_request")) == {"tools/remote_http.py"}
+    assert _places(_calls("RemoteProcess")) == {"tools/remote_servers.py"}

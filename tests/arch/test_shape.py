@@ -15,7 +15,7 @@ from source import SRC, files, name_of, tree
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 _UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
-_EDGES = ("cli/main.py", "runtime/driver.py", "tools/inprocess.py")
+_EDGES = ("cli/main.py", "runtime/live.py", "tools/inprocess.py")
 """Where `except Exception` may end an error: the terminal, whoever watches a run, and a library user's own tools."""
 
 

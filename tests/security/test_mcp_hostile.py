@@ -187,7 +187,7 @@ HOSTILE = {
     "content of no known type": result("{'content': [{'type': 'telepathy'}]}", "bad_reply", "no known type"),
     "content that is no object": result("{'content': [7, None]}", "bad_reply", "no known type"),
     "a result that asks for input": result(
-        "{'resultType': 'input_required', 'inputRequests': {}}", "bad_reply", "asks for input"
+        "{'resultType': 'input_required', 'inputRequests': {}}", "bad_reply", "its result is 'input_required'"
     ),
     "an error that is none": on_call("send(id=number, error='no')", "bad_reply", "neither result nor error"),
     "silence": on_call("time.sleep(1000)", "timeout", "did not answer within"),

@@ -35,7 +35,7 @@ from lockstep.model.port import (
 )
 from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.runtime.driver import Driver
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json, now_ms
 
 ALLOW_ALL = "permit (principal, action, resource);\n"
@@ -188,14 +188,23 @@ class Functions:
         """Invocations by `run/call`."""
         self.calls: list[PermittedCall] = []
         self.permits: list[Permit] = []
+        self.ask: Ask | None = None
+        """Of the newest call: what a server that holds it open would ask through."""
         self.swept = 0
         self.ended: list[str] = []
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         permit.redeem(call.digest, now_ms())
         if on_overdue is not None:
             asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue)
         self.ran[f"{call.run}/{call.id}"] += 1
+        self.ask = ask
         self.calls.append(call)
         self.permits.append(permit)
         function = self.functions.get(call.tool.name)

@@ -78,10 +78,12 @@ class Lock:
 
 
 def source_key(source: ToolSource) -> str:
-    """Where a tool comes from, in one word: `python:FILE`, `mcp:COMMAND` or `builtin:NAME`."""
+    """Where a tool comes from, in one word: `python:FILE`, `mcp:COMMAND`, `mcp:URL` or `builtin:NAME`."""
     if source.builtin:
         return f"builtin:{source.builtin}"
-    return f"python:{source.python}" if source.python else "mcp:" + shlex.join(source.mcp.command if source.mcp else ())
+    if source.python or source.mcp is None:
+        return f"python:{source.python}"
+    return f"mcp:{source.mcp.url or shlex.join(source.mcp.command or ())}"
 
 
 def shown_name(source: ToolSource, name: str) -> str:
@@ -373,8 +375,18 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
     settings: dict[str, Json] = {}
     if server.prefix:
         settings["prefix"] = server.prefix
+    if server.errors != "unknown":
+        settings["errors"] = server.errors
+    if server.url:
+        settings |= {"url": server.url, "egress": list(server.egress)}
+    if server.headers:
+        settings["headers"] = dict(sorted(server.headers.items()))
+    if server.oauth:
+        settings["oauth"] = server.oauth.model_dump(mode="json", exclude_defaults=True)
     if server.runtime:
         settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
+    if server.asks:
+        settings["asks"] = list(server.asks)
     if server.files:
         settings["files"] = {
             name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())

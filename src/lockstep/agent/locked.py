@@ -12,7 +12,7 @@ from lockstep.agent.budget_spec import budget_of
 from lockstep.agent.context import METHODS
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
-from lockstep.agent.mcp_spec import WorkingFiles
+from lockstep.agent.mcp_spec import McpServer, OAuth, WorkingFiles
 from lockstep.agent.pointers import check
 from lockstep.agent.spec import LimitsSection, ModelSection, SecretSection
 from lockstep.errors import LockError
@@ -29,6 +29,21 @@ def pin(definition: JsonObject, source: str, code: Mapping[str, Digest], runtime
     """
     server: dict[str, Json] = {"source": source, "code": dict(code), "runtime": dict(runtime)}
     return digest_json({"definition": definition, "server": server})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A server elsewhere. `headers` have `${NAME}` where a secret of the tool stands."""
+
+    url: str
+    headers: Mapping[str, str]
+    oauth: OAuth | None
+    prefix: str = ""
+
+    @property
+    def server(self) -> str:
+        """What a person calls it: its prefix, else its URL."""
+        return self.prefix or self.url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +83,12 @@ class LockedTool:
     files: Mapping[str, WorkingFiles] = field(default_factory=dict)
     protocol: str = ""
     """Of an MCP server: the revision that was settled on with it when it was locked."""
+    asks: tuple[str, ...] = ()
+    """What its server may ask for while it is called: of `elicitation`, `sampling` and `roots`."""
+    errors_not_done: bool = False
+    """Of an MCP server: whether a result that is an error says that the effect did not happen."""
+    remote: Remote | None = None
+    """Of an MCP server that runs elsewhere: how it is reached."""
 
     @property
     def method(self) -> str:
@@ -213,9 +234,26 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         runtime=runtime,
         files={name: WorkingFiles.model_validate(files) for name, files in value.get("files", {}).items()},
         protocol=value.get("protocol", ""),
+        asks=tuple(value.get("asks", ())),
+        errors_not_done=value.get("errors") == "not_done",
+        remote=_remote(value),
         output_private=value.get("output_private", False),
         fields={kind: tuple(each) for kind, each in value["fields"].items()} if "fields" in value else None,
     )
+
+
+def remote_of(server: McpServer) -> Remote | None:
+    """How a server of `agent.toml` is reached that runs elsewhere."""
+    if server.url is None:
+        return None
+    return Remote(url=server.url, headers=server.headers, oauth=server.oauth, prefix=server.prefix or "")
+
+
+def _remote(value: Mapping[str, Any]) -> Remote | None:
+    if "url" not in value:
+        return None
+    named = {key: value[key] for key in ("url", "headers", "oauth", "prefix") if key in value}
+    return remote_of(McpServer.model_validate(named))
 
 
 def _repeats(value: Mapping[str, Any]) -> Repeats:

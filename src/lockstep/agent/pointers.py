@@ -32,7 +32,7 @@ def check(pointer: str) -> str:
 def steps(pointer: str, *, raw: bool = False) -> list[str]:
     """The names and indexes of a pointer, unescaped unless `raw`."""
     found = pointer.split("/")[1:]
-    return found if raw else [step.replace("~1", "/").replace("~0", "~") for step in found]
+    return found if raw or "~" not in pointer else [step.replace("~1", "/").replace("~0", "~") for step in found]
 
 
 def select(value: Json, pointer: str) -> Json:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -13,8 +11,9 @@ from lockstep.agent.budget_spec import BudgetSection, Number, Whole
 from lockstep.agent.builtins import Builtin, Pack
 from lockstep.agent.check_spec import CheckSection
 from lockstep.agent.effect_spec import Pointer, ProbeSection, ReleaseRule, Scope
-from lockstep.agent.mcp_spec import McpServer
+from lockstep.agent.mcp_spec import McpServer, placeholders
 from lockstep.agent.places import RelativePath, check_inside
+from lockstep.agent.secret_spec import SecretSource, variable
 from lockstep.values import TIER_RANK, Effect, Tier
 
 FILE_MODELS = ("scripted", "recorded")
@@ -81,34 +80,12 @@ class LimitsSection(_Section):
     output_kb: Whole = Field(default=1024, ge=1, le=8192)
 
 
-def _variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", name):
-        raise ValueError(f"is {name!r}: it must be the name of a variable")
-    return name
-
-
-def _secret_source(text: str) -> str:
-    kind, _, what = text.partition(":")
-    if kind not in ("env", "file", "command") or not what.strip():
-        raise ValueError(f"is {text!r}: it must be env:NAME, file:PATH or command:PROGRAM ARGUMENT...")
-    if kind == "file" and not what.startswith(("/", "~/")):
-        raise ValueError(f"is {text!r}: the path must begin with / or ~/, so that it is the same wherever a run starts")
-    if kind == "env":
-        _variable(what)
-    if kind == "command":
-        try:
-            shlex.split(what)
-        except ValueError as error:
-            raise ValueError(f"is {text!r}, which cannot be split into words: {error}") from None
-    return text
-
-
 class SecretSection(_Section):
     """A value that a tool may use and never sees. Where it comes from stands in the lock; the value nowhere."""
 
-    env: Annotated[str, AfterValidator(_variable)]
+    env: Annotated[str, AfterValidator(variable)]
     """The variable that holds a placeholder inside the sandbox."""
-    source: Annotated[str, AfterValidator(_secret_source)] = Field(alias="from")
+    source: SecretSource = Field(alias="from")
     host: str
     """host:port; the only server that gets the value."""
     header: str
@@ -182,11 +159,14 @@ class ToolSource(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _builtin_defaults(cls, given: Any) -> Any:
-        """What a built-in is when its entry does not say: code of a model's that changes nothing outside."""
+    def _defaults_of_kind(cls, given: Any) -> Any:
+        """What an entry of this kind is when it does not say."""
         if isinstance(given, dict) and "builtin" in given:
-            # The weakest tier is left to the policy alone, so that it may accept less than gVisor for this.
+            # Code of a model's that changes nothing outside. The weakest tier is left to the policy alone, so that it
+            # may accept less than gVisor for this.
             return {"effect": "read", "untrusted": True, "isolation": "process", **given}
+        if isinstance(given, dict) and isinstance(server := given.get("mcp"), dict) and "url" in server:
+            return {"lifetime": "run", **given}  # one connection and one session for all calls of a run
         return given
 
     @model_validator(mode="after")
@@ -210,6 +190,33 @@ class ToolSource(_Section):
             if self.lifetime != "call":
                 raise ValueError('is a built-in and says `lifetime = "run"`: every call of it starts afresh')
         return self
+
+    @model_validator(mode="after")
+    def _elsewhere_runs_nothing_here(self) -> Self:
+        if self.mcp is None or self.mcp.url is None:
+            return self
+        here: list[str] = [
+            key for key in ("code", "egress", "env", "isolation", "untrusted") if key in self.model_fields_set
+        ]
+        here += [f"limits.{key}" for key in sorted(self.limits.model_fields_set - {"output_kb"})]
+        if here:
+            raise ValueError(f"has a server with a `url` and `{here[0]}`: nothing of such a server runs here")
+        if self.lifetime != "run":
+            raise ValueError('has a server with a `url` and says `lifetime = "call"`: its connection serves a run')
+        self._check_secrets_of_headers(self.mcp)
+        return self
+
+    def _check_secrets_of_headers(self, server: McpServer) -> None:
+        secrets = {secret.env: secret for secret in self.secrets}
+        used = [(header, name) for header, text in server.headers.items() for name in placeholders(text)]
+        for header, name in used:
+            if name not in secrets:
+                raise ValueError(f"has a header {header!r} with ${{{name}}}, and no secret with env = {name!r}")
+            if secrets[name].header.lower() != header.lower() or secrets[name].host.lower() != server.place:
+                bound = f'host = "{server.place}", header = "{header}"'
+                raise ValueError(f"sends the secret {name} in {header!r} to {server.place}: bind it so, {bound}")
+        if unused := sorted(set(secrets) - {name for _, name in used}):
+            raise ValueError(f"has a secret {unused[0]}, which stands in none of `mcp.headers`")
 
 
 class PolicySection(_Section):
@@ -241,7 +248,9 @@ class PolicySection(_Section):
         return next((Tier(instead) for name, instead in self.degrade.items() if name == tier.value), None)
 
     def tier(self, source: ToolSource) -> Tier:
-        """The weakest tier that the calls of this source may run in."""
+        """The weakest tier that the calls of this source may run in; of a server elsewhere it is none of ours."""
+        if source.mcp and source.mcp.url:
+            return Tier.REMOTE
         wanted = [Tier(source.isolation), Tier(self.isolation), *([Tier(self.untrusted)] if source.untrusted else [])]
         return max(wanted, key=lambda tier: TIER_RANK[tier])
 

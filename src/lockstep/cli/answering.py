@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from lockstep.cli.asking import print_question, question_as_json
+from lockstep.cli.inputs import AtTheTerminal, ask_input, input_as_json, print_input, said
 from lockstep.cli.report import FINISHED, unreadable_as_json, waiting_as_json
 from lockstep.cli.show import unreadable_text
 from lockstep.cli.stores import existing, looking
 from lockstep.cli.terminal import account, console, is_interactive, one_line, plain, print_json, read_line, user
-from lockstep.errors import ApprovalError, LockError, StoreBusy
+from lockstep.errors import ApprovalError, InputError, LockError, StoreBusy
 from lockstep.journal.events import RunStarted
 from lockstep.journal.inbox import Answer as Left
 from lockstep.journal.inbox import Inbox
@@ -25,8 +27,11 @@ from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.runtime.driver import Driver
+from lockstep.runtime.inputs import InputQuestion, Said, answer_input, asked_input, input_question, waiting_input
+from lockstep.runtime.live import Attendant
 from lockstep.runtime.questions import Question, question_of
 from lockstep.runtime.reading import Unreadable, Waiting, read_run, unfinished, waiting
+from lockstep.tools.inputs import parse
 from lockstep.values import RunId
 from lockstep.wiring.approving import agent_of, terms_now
 
@@ -39,7 +44,7 @@ async def approvals(store: Path | None, json: bool) -> int:
         open_runs = await unfinished(journal)
         items = [(item, await _question(journal, item.state, item.call)) for item in waiting(open_runs)]
     if json:
-        listed = [waiting_as_json(item) | (question_as_json(asked) if asked else {}) for item, asked in items]
+        listed = [waiting_as_json(item) | _as_json(asked) for item, asked in items]
         print_json({"waiting": listed, "unreadable": unreadable(open_runs)})
         return FINISHED
     out = console()
@@ -58,12 +63,21 @@ def unreadable(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
     return [unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
 
 
-def _print_waiting(out: Console, item: Waiting, asked: Question | None) -> None:
+def _as_json(asked: Question | InputQuestion | None) -> dict[str, Any]:
+    if isinstance(asked, InputQuestion):
+        return input_as_json(asked)
+    return question_as_json(asked) if asked else {}
+
+
+def _print_waiting(out: Console, item: Waiting, asked: Question | InputQuestion | None) -> None:
     call, state = item.call, item.state
     if call.phase is Phase.DOUBTED:
         named = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
         out.print(f"[yellow]in doubt[/] run {state.run} for {plain(state.principal)}: {named}")
         out.print(f"    {plain(call.why_doubted)}")
+        return
+    if isinstance(asked, InputQuestion):
+        print_input(out, asked)
         return
     if asked is not None:
         print_question(out, asked)
@@ -73,9 +87,9 @@ def _print_waiting(out: Console, item: Waiting, asked: Question | None) -> None:
     out.print(f"    {plain(call.question)}")
 
 
-async def _question(journal: Journal, state: State, call: CallState) -> Question | None:
+async def _question(journal: Journal, state: State, call: CallState) -> Question | InputQuestion | None:
     """What is asked; None of a call in doubt, or where the run's own lock is not readable."""
-    if call.phase is not Phase.WAITING:
+    if call.phase is Phase.DOUBTED:
         return None
     recorded = await read_run(journal, state.run)
     started = recorded[0].event
@@ -83,26 +97,51 @@ async def _question(journal: Journal, state: State, call: CallState) -> Question
     try:
         agent = agent_of(started)
     except LockError:
-        return None
+        return input_question(state, call, None) if call.phase is Phase.NEEDS_INPUT else None
+    if call.phase is Phase.NEEDS_INPUT:
+        return input_question(state, call, agent.tools.get(call.name))
     return question_of(state, call, recorded, agent)
 
 
-async def answer(store: Path | None, approval: str, said: Answer) -> tuple[RunId, bool]:
+async def answer(store: Path | None, approval: str, answered: Answer) -> tuple[RunId, bool]:
     """Record an answer; the run, and whether it can go on now."""
-    word = "approved" if said.given else "refused"
-    if Inbox(existing(store).directory).leave(Left(approval=approval, **asdict(said))):
+    word = "approved" if answered.given else "refused"
+    if Inbox(existing(store).directory).leave(Left(approval=approval, **asdict(answered))):
         console().print(f"{word} {approval}; the gateway that serves this agent takes it from here")
         return RunId(""), False
     async with _opened_soon(store) as journal:
-        state = await answer_approval(journal, approval, said, terms_now)
+        state = await answer_approval(journal, approval, answered, terms_now)
     call = next(each for each in state.all_calls if each.approval == approval)
     left = call.approvers - len(call.approvals)
     if call.phase is Phase.WAITING:
         who = "1 more person" if left == 1 else f"{left} more people"
-        console().print(f"{word} {approval} as {plain(said.by)}; {who} must approve it")
+        console().print(f"{word} {approval} as {plain(answered.by)}; {who} must approve it")
         return state.run, False
     console().print(f"{word} {approval}; `lockstep resume {state.run}` drives the run on")
     return state.run, True
+
+
+async def answer_server(store: Path | None, name: str, fields: Sequence[str], word: str, **about: str) -> RunId | None:
+    """Record what a person says to a server that asked; the run, which can go on now, unless a gateway takes it."""
+    async with looking(store) as journal:
+        _, call = await asked_input(journal, name)
+    answer = said(parse(call.asked), fields, word, **about)
+    left = Left(
+        approval=name,
+        given=word == "accept",
+        by=answer.by,
+        because=answer.because,
+        login=answer.login,
+        input=True,
+        responses="" if answer.responses is None else dumps(answer.responses),
+    )
+    if Inbox(existing(store).directory).leave(left):
+        console().print(f"answered {name}; the gateway that serves this agent takes it from here")
+        return None
+    async with _opened_soon(store) as journal:
+        state = await answer_input(journal, name, answer)
+    console().print(f"answered {name}; `lockstep resume {state.run}` drives the run on")
+    return state.run
 
 
 @asynccontextmanager
@@ -123,27 +162,55 @@ async def _opened_soon(store: Path | None) -> AsyncIterator[Journal]:
         await journal.close()
 
 
+def attendant(out: Console, *, asks: bool) -> Attendant | None:
+    """The person at the terminal, if there is one and they may be asked."""
+    return AtTheTerminal(out) if asks and is_interactive() else None
+
+
 async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state: State, json: bool) -> State:
     """Ask the person at the terminal about each approval; without a terminal the run stays suspended."""
     while state.status is Status.SUSPENDED and not json and is_interactive():
+        if (asks := waiting_input(state)) is not None:
+            if not await _answer_here(out, journal, state, asks):
+                break
+            state = await driver.resume(state.run, by=user())
+            continue
         call = next((c for c in state.calls if c.phase is Phase.WAITING and user() not in c.approvals), None)
         if call is None:
             break
         out.print()
-        if asked := await _question(journal, state, call):
+        asked = await _question(journal, state, call)
+        if isinstance(asked, Question):
             print_question(out, asked)
         else:
             out.print(f"  {plain(call.question)} [bold]{plain(call.name)}[/] {one_line(call.arguments)}")
-        said = await _said(out)
-        if said is None:
+        typed = await _said(out)
+        if typed is None:
             break
         try:
-            state = await answer_approval(journal, call.approval, said, terms_now)
+            state = await answer_approval(journal, call.approval, typed, terms_now)
         except (ApprovalError, LockError) as refused:
             out.print(f"[red]{plain(refused.message)}[/] {plain(refused.remedy)}")
             break
         state = await driver.resume(state.run, by=user())
     return state
+
+
+async def _answer_here(out: Console, journal: Journal, state: State, call: CallState) -> bool:
+    """Ask the person at the terminal what a server wants to know; whether they said something."""
+    question = await _question(journal, state, call)
+    assert isinstance(question, InputQuestion)
+    out.print()
+    print_input(out, question)
+    answers = await ask_input(out, question.asked)
+    if isinstance(answers, bool):
+        return False
+    try:
+        await answer_input(journal, call.input, Said(responses=answers, by=user(), login=account()))
+    except InputError as refused:
+        out.print(f"[red]{plain(refused.message)}[/] {plain(refused.remedy)}")
+        return False
+    return True
 
 
 async def _said(out: Console) -> Answer | None:

@@ -16,7 +16,7 @@ DigestOption = Annotated[str, typer.Option("--digest", help="What you were shown
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands part of the command line."""
-    for command in (approvals, approve, refuse, allow, revoke):
+    for command in (approvals, approve, refuse, answer, allow, revoke):
         app.command()(command)
 
 
@@ -58,6 +58,27 @@ def refuse(
     from lockstep.cli import commands
 
     finish(commands.answer(store, approval, given=False, by=by, because=because, digest=digest, resume=resume))
+
+
+def answer(
+    name: Annotated[str, typer.Argument(metavar="ID")],
+    field: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+        typer.Option("--field", metavar="NAME=VALUE", help="One value; repeatable, also for several of a choice."),
+    ] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="With the fields given and the form's defaults.")] = False,
+    decline: Annotated[bool, typer.Option("--decline", help="The server is told no.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="The server is told that nobody chose.")] = False,
+    because: Annotated[str, typer.Option(help="For the record; the server is not told.")] = "",
+    by: ByOption = "",
+    resume: ResumeOption = False,
+    store: StoreOption = None,
+) -> None:
+    """Answer the server of a tool that asked for input: with values, or with no."""
+    from lockstep.cli import commands
+
+    words = {"accept": accept or bool(field), "decline": decline, "cancel": cancel}
+    finish(commands.answer_server(store, name, field or (), words, by=by, because=because, resume=resume))
 
 
 def allow(

@@ -35,7 +35,7 @@ def print_question(out: Console, asked: Question) -> None:
     out.print(f"  effect    {asked.effect}: {asked.effect_means}")
     out.print(f"  cost      {_cost(asked)}")
     out.print(f"  refused   {plain(asked.if_refused)}")
-    out.print(f"  expires   {_expires(asked.expires_at_ms)}")
+    out.print(f"  expires   {expires(asked.expires_at_ms)}")
     if asked.approvers > 1 or not asked.principal_may_approve:
         out.print(f"  people    {plain(_people(asked))}")
 
@@ -46,7 +46,8 @@ def _cost(asked: Question) -> str:
     return f"{fee}; the run so far: {cost_text(asked.spent_usd)}{limit}"
 
 
-def _expires(at_ms: int) -> str:
+def expires(at_ms: int) -> str:
+    """When something ends, and how long that is from now."""
     when = datetime.fromtimestamp(at_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
     left_s = at_ms / 1000 - time.time()
     if left_s <= 0:

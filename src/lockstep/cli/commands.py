@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -114,6 +115,7 @@ async def run(asked: RunRequest) -> int:
                 standing=where.standing(),
                 watcher=live,
                 model=model,
+                attendant=answering.attendant(out, asks=live is not None),
             )
             started = RunStarted(
                 agent=prepared.lock.agent,
@@ -183,6 +185,26 @@ async def answer(
     said = Answer(given=given, by=who, because=because, login=account(), digest=digest)
     run, goes_on = await answering.answer(store, approval, said)
     return await _resume(store, run, by=by, json=False) if resume and goes_on else FINISHED
+
+
+async def answer_server(
+    store: Path | None,
+    name: str,
+    fields: Sequence[str],
+    words: Mapping[str, bool],
+    *,
+    by: str,
+    because: str,
+    resume: bool,
+) -> int:
+    said = [word for word, is_said in words.items() if is_said]
+    if len(said) != 1:
+        raise ConfigError(
+            "An answer is one of --field NAME=VALUE (or --accept), --decline and --cancel.",
+            remedy="`lockstep approvals` shows what is asked for.",
+        )
+    run = await answering.answer_server(store, name, fields, said[0], by=by.strip() or user(), because=because)
+    return await _resume(store, run, by=by, json=False) if resume and run else FINISHED
 
 
 async def resume(store: Path | None, name: str, *, happened: bool | None, result: str, by: str, json: bool) -> int:
@@ -291,6 +313,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
                 standing=where.standing(),
                 watcher=live,
                 model=model,
+                attendant=answering.attendant(out, asks=live is not None),
             )
             state = await driver.resume(run_id, by=by or user())
             state = await answering.ask_in_terminal(out, driver, journal, state, json)

@@ -17,6 +17,7 @@ from lockstep.cli.stores import find, looking
 from lockstep.cli.terminal import console, count, one_line, plain, print_json
 from lockstep.errors import RunError
 from lockstep.runtime.reading import read_run
+from lockstep.telemetry.rounds import Input
 from lockstep.telemetry.why import Action, Argument, Cost, End, Interruption, Why, explain
 from lockstep.wiring import running
 
@@ -96,6 +97,7 @@ def _parts(account: Why, action: Action) -> Iterator[tuple[str, list[str]]]:
         ("approval", _approval(action)),
         ("effect", _effect(action)),
         ("retries", _retries(action)),
+        ("input", _inputs(action)),
         ("doubt", _doubt(action)),
         ("receipt", _receipt(action)),
         ("sandbox", _sandbox(action)),
@@ -214,6 +216,20 @@ def _retries(action: Action) -> str:
         f"attempt {each.attempt} {plain(each.outcome)}, again after {duration(each.delay_ms)}"
         for each in action.retries
     )
+
+
+def _inputs(action: Action) -> str:
+    return "; then ".join(
+        f"its server asked {plain(repr(each.words))}, {_told(each)} (event {each.event})" for each in action.inputs
+    )
+
+
+def _told(asked: Input) -> str:
+    if asked.given is None:
+        return "not answered"
+    because = f" because {plain(asked.because)}" if asked.because else ""
+    said = f"told {one_line(asked.given, _SHOWN_CHARS)}" if asked.given else "told nothing"
+    return f"{said} by {plain(asked.by)} at {_when(asked.given_at_ms)}{because}"
 
 
 def _receipt(action: Action) -> str:

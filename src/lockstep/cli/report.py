@@ -93,6 +93,7 @@ def waiting_as_json(item: Waiting) -> dict[str, Any]:
         "tool": call.name,
         "arguments": call.arguments,
         "question": call.question or call.why_doubted,
+        "input": call.input if call.phase is Phase.NEEDS_INPUT else None,
         "digest": call.digest,
         "expires_at_ms": call.approval_expires_ms or None,
     }
@@ -103,7 +104,8 @@ def _stop_reason(state: State) -> str | None:
         return state.stop_reason or None
     if state.suspended_for == "agent_stopped":
         return "agent_stopped"
-    return "in_doubt" if any(call.phase is Phase.DOUBTED for call in state.calls) else "approval"
+    phases = {call.phase for call in state.calls}
+    return "in_doubt" if Phase.DOUBTED in phases else "input" if Phase.NEEDS_INPUT in phases else "approval"
 
 
 def _cost(state: State) -> float | None:

@@ -16,6 +16,7 @@ from lockstep.journal.events import Recorded
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
 from lockstep.runtime.reading import Unreadable
+from lockstep.telemetry.rounds import in_words
 from lockstep.telemetry.tree import Node, Spent, build_tree
 from lockstep.values import Attachment, Tier
 
@@ -80,6 +81,13 @@ class Live:
             case ev.EffectProbed():
                 said = f"{plain(event.outcome)} {one_line(event.text, _LIVE_CHARS)}"
                 self._line("tool", f"{_name(state.call(event.call))} {plain(event.tool or 'its probe')}: {said}")
+            case ev.InputAsked():
+                self._line(
+                    "asks", f"[yellow]{event.input}[/] the server of {_name(state.call(event.call))} asks for input"
+                )
+            case ev.InputGiven():
+                because = _because(event.because)
+                self._line("asks", f"[yellow]{event.input}[/] {in_words(event)} by {plain(event.by)}{because}")
             case ev.EffectReconciled():
                 said = "happened" if event.happened else "did not happen"
                 self._line("tool", f"{_name(state.call(event.call))} {said}, says {plain(event.by)}")

@@ -74,3 +74,34 @@ def check(
     from lockstep.cli import tool_check
 
     finish(tool_check.check(agent, store, scratch=scratch, json=json), json=json)
+
+
+ServerArg = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this at run time
+    typer.Argument(metavar="SERVER", help="Its prefix or URL; needed where there are several."),
+]
+PrincipalOption = Annotated[str, typer.Option("--principal", help="For whom (default: your user name).")]
+
+
+@tools.command()
+def login(
+    agent: AgentDir,
+    server: ServerArg = None,
+    principal: PrincipalOption = "",
+    browser: Annotated[bool, typer.Option(help="Open a browser where there is a display.")] = True,
+    store: StoreOption = None,
+) -> None:
+    """Log in at a server that an agent reaches by URL; the token is kept in the store, for its owner alone to read."""
+    from lockstep.cli import tool_login
+
+    finish(tool_login.login(agent, server, store, principal=principal, browser=browser))
+
+
+@tools.command()
+def logout(
+    agent: AgentDir, server: ServerArg = None, principal: PrincipalOption = "", store: StoreOption = None
+) -> None:
+    """Forget the token of such a login."""
+    from lockstep.cli import tool_login
+
+    finish(tool_login.logout(agent, server, store, principal=principal))

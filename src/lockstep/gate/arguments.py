@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -66,7 +67,7 @@ def _object(text: str) -> JsonObject:
     if not text.strip():
         return {}  # what several providers send for a call without arguments
     try:
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+        value = _READER.decode(text)
     except Malformed:
         raise
     except ValueError as error:
@@ -86,7 +87,9 @@ def is_deeper(value: Json, depth: int) -> bool:
     for _ in range(depth + 1):
         inner = (item for each in layer for item in (each.values() if isinstance(each, dict) else each))
         layer = [item for item in inner if isinstance(item, dict | list)]
-    return bool(layer)
+        if not layer:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -95,12 +98,14 @@ def _no_constant(name: str) -> NoReturn:
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A repeated key means two readers could see two different calls."""
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in value:
-            raise Malformed(f"the key {key!r:.100} stands twice in one object")
-        value[key] = item
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        times = Counter(key for key, _ in pairs)
+        raise Malformed(f"the key {times.most_common(1)[0][0]!r:.100} stands twice in one object")
     return value
+
+
+_READER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_repeats)
 
 
 def _problems(validator: Any, arguments: JsonObject) -> list[str]:

@@ -88,6 +88,9 @@ def to_cedar(value: object, declared: CedarType, path: Path = ()) -> Json:
     if isinstance(declared, SetOf):
         if not isinstance(value, (list, tuple)):
             raise _misfit(path, "an array")
+        if isinstance(declared.element, Scalar):
+            write = _WRITERS[declared.element]
+            return [write(item, path) for item in value]
         return [to_cedar(item, declared.element, path) for item in value]
     return _WRITERS[declared](value, path)
 
@@ -121,10 +124,11 @@ def _record(value: object, declared: Record, path: Path) -> Json:
 def _string(value: object, path: Path) -> Json:
     if not isinstance(value, str):
         raise _misfit(path, "a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unmappable(f"`{render(path)}` holds half a surrogate pair, which is not Unicode text") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Unmappable(f"`{render(path)}` holds half a surrogate pair, which is not Unicode text") from None
     return str(value)
 
 

@@ -65,12 +65,8 @@ def _folded(value: Any) -> Json:
 
 
 def digest_of(name: str, value: bytes, rest: Mapping[str, str]) -> Digest:
-    """`digest_json({name: value, **rest})` of a value that is canonical already; `name` sorts before the rest.
-
-    Of plain strings, sorted JSON without spaces is canonical as it is.
-    """
-    text = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return sha256(b'{"%b":%b,%b' % (name.encode(), value, text[1:].encode()))
+    """`digest_json({name: value, **rest})` of a value that is canonical already; `name` sorts before the rest."""
+    return sha256(b'{"%b":%b,%b' % (name.encode(), value, canonical(rest)[1:]))
 
 
 def standing(state: State, key: str) -> Repeat | None:

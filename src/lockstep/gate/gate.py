@@ -30,6 +30,7 @@ from lockstep.gate.effects import (
 from lockstep.gate.fields import fields_of, present
 from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyRequest
+from lockstep.gate.rounds import Round, round_digest, round_of
 from lockstep.gate.sources import Provenance, Tracing
 from lockstep.journal.events import ApprovalAsked, CallJudged
 from lockstep.journal.port import Stops
@@ -52,6 +53,8 @@ class Release:
     digest: Digest
     key: Digest
     """The same for calls that mean the same effect in a session."""
+    round: Round | None = None
+    """What a call goes on with whose server asked for input."""
 
 
 class Gate:
@@ -146,12 +149,14 @@ class Gate:
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
 
+        A call that goes on with what its server asked for has another permit, for that round of it.
+
         Raises:
             PermitError: it was not let through, or what would run is not what was judged; nothing ran.
             AgentStopped: somebody stopped the agent.
             StoreError: whether it is stopped cannot be read.
         """
-        if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED):
+        if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED, Phase.ANSWERED):
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
         require_bound(state, call, Terms.of(self.agent))
         tool = self.agent.tools[call.name]
@@ -162,12 +167,14 @@ class Gate:
                 f"Call {call.id} of run {state.run} is not the one that was judged.",
                 remedy=f"`lockstep verify {state.run}` says whether its record was changed.",
             )
+        digest = round_digest(call, digest)
         return Release(
             permit=self._permit(digest, now_ms),
             tool=tool,
             arguments=arguments.value,
             digest=digest,
             key=self._key(state, call, tool, arguments),
+            round=round_of(call),
         )
 
     def release_probe(self, state: State, call: CallState, now_ms: int) -> Release:
@@ -219,7 +226,10 @@ class Gate:
         return Digest(key)
 
     def _over_budget(self, state: State, call: CallState, tool: LockedTool, digest: Digest) -> CallJudged | None:
-        budget, others, used = self.agent.budget, state.others, state.used(state.last_at_ms)
+        budget = self.agent.budget
+        if not (tool.fee_usd or budget.calls_per_tool or budget.scopes):
+            return None  # nothing that what was used would have to be counted for
+        others, used = state.others, state.used(state.last_at_ms)
         if (why := tool_used_up(tool.name, used.by_tool.get(tool.name, 0), others, budget)) is not None:
             note = f"Not run: {why}, and that is used up. Do not ask for it again."
             return replace(_denied(call, tool, digest, "budget", (why,)), note=note)

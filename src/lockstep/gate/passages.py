@@ -13,7 +13,16 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from lockstep.gate.normal import PIECE, chunks_of, facts_in, fold_text, is_loose, number_fact, only_facts, pieces_of
+from lockstep.gate.normal import (
+    fold_text,
+    is_loose,
+    is_spoken,
+    number_fact,
+    only_facts,
+    spoken_facts,
+    word_of,
+    words_of,
+)
 from lockstep.gate.speech import gives_orders, orders_in
 from lockstep.values import Json
 
@@ -27,6 +36,10 @@ _SHORT = 4
 _IDENTIFIER = 8
 _MAX_FACTUAL = 64
 _HOST = re.compile(r"[a-z0-9]\.[a-z]{2,}")
+_BREAK = "\0"
+_BETWEEN = f" {_BREAK} "
+"""What stands between two passages where all are one text: a word of its own."""
+_NOTHING: tuple[str, ...] = ()
 _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 
@@ -37,7 +50,19 @@ Hit = tuple[int, str]
 class Needle:
     """A value to look for, in the forms it is looked for in."""
 
-    __slots__ = ("facts", "folded", "form", "loose", "marks", "number", "piece", "raw", "squashed")
+    __slots__ = (
+        "facts",
+        "folded",
+        "form",
+        "loose_words",
+        "number",
+        "others",
+        "piece",
+        "pieces",
+        "raw",
+        "squashed",
+        "words",
+    )
 
     def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
         self.piece = piece
@@ -45,23 +70,32 @@ class Needle:
         self.number = not isinstance(value, str)
         self.raw = value if isinstance(value, str) else json.dumps(value)
         self.folded = fold_text(self.raw)
-        chunks = chunks_of(self.folded.replace("\n", " "))
-        self.form = " ".join(chunks)
-        pieces = PIECE.findall(self.form)
-        self.loose = " ".join(pieces) if len(pieces) == len(chunks) or is_loose(self.form) else ""
+        words = [word for word in words_of(self.folded) if word.form]
+        self.form = " ".join([word.form for word in words])
+        pieces = [piece for word in words for piece in word.pieces]
+        one_each = len(pieces) == self.form.count(" ") + 1
+        self.words = f" {self.form} "
+        self.loose_words = f" {' '.join(pieces)} " if one_each or is_loose(self.form) else ""
+        """The same without what joins its words, where that may as well be left out."""
         self.squashed = _identifier(self.form, pieces)
         if isinstance(value, str):
             self.facts = only_facts(self.folded) if len(self.folded) <= _MAX_FACTUAL else []
         else:
             self.facts = [[number_fact(value)]]
-        self.marks = self._marks(max(pieces, key=len, default=""))
+        self.pieces = frozenset(pieces or [""])
+        """A text that has it as words has all of these."""
+        self.others = frozenset(self._other_marks())
+        """A text that has it in another writing has one of these: what it comes to, the beginning of its groups."""
 
-    def _marks(self, longest: str) -> frozenset[str]:
-        """A text that it is found in has one of these: a word of it, what it comes to, the beginning of its groups."""
-        marks = {longest, *(self.squashed[:length] for length in range(1, len(self.squashed) + 1))}
+    def _other_marks(self) -> Iterator[str]:
+        for length in range(1, len(self.squashed) + 1):
+            yield self.squashed[:length]
         if len(self.facts) == 1:
-            marks.update(with_any_year(self.facts[0]))
-        return frozenset(marks)
+            yield from with_any_year(self.facts[0])
+
+    def may_be_in(self, passages: Passages) -> bool:
+        """Whether it is worth looking for it there."""
+        return self.pieces <= passages.marks or not self.others.isdisjoint(passages.marks)
 
 
 def with_any_year(readings: Sequence[str]) -> list[str]:
@@ -81,31 +115,51 @@ class Passages:
     """A text as it can be searched. `pointers[i]` is where passage `i` stands in the JSON, empty for plain text."""
 
     def __init__(self, text: str) -> None:
-        cut = text[:MAX_CHARACTERS]
-        scalars = _scalars(text) if len(text) <= MAX_CHARACTERS else None
-        self._is_json = scalars is not None
-        if scalars is None:
-            self.pointers: Sequence[str] = ("",)
-            self._raws: Sequence[str] = (cut,)
-            self._numbers: Sequence[bool] = (False,)
-        else:
-            self.pointers = [pointer for pointer, _, _ in scalars]
-            self._raws = [raw for _, raw, _ in scalars]
-            self._numbers = [number for _, _, number in scalars]
-        folded = fold_text("\n".join([raw.replace("\n", " ") for raw in self._raws]))[: 4 * MAX_CHARACTERS]
-        chunks = chunks_of(folded)
-        self._text = f" {' '.join(chunks)} "
+        said = _said(text) if len(text) <= MAX_CHARACTERS else None
+        self._is_json = said is not None
+        if said is None:
+            said = _Said()
+            said.add("", text[:MAX_CHARACTERS])
+        self.pointers: Sequence[str] = said.pointers
+        self._raws: Sequence[str] = said.raws
+        self._numbers = said.numbers
+        folded = fold_text(_joined(self._raws))[: 4 * MAX_CHARACTERS]
+        words = folded.split()
+        different = set(words)
+        self.marks = set(filter(str.isalpha, different))
+        """Its words, without what joins them, and its facts."""
+        spoken = is_spoken(self.marks)
+        forms, telling = {_BREAK: "\n"}, {_BREAK: _NOTHING}
+        for word in different - self.marks - {_BREAK}:
+            read = word_of(word)
+            forms[word] = read.form
+            self.marks.update(read.pieces)
+            spoken = spoken or read.spoken
+            if read.facts:
+                telling[word] = read.facts
+        self._text = f" {' '.join(filter(None, map(forms.get, words, words)))} "
         self.size = len(self._text) + 100
         """What looking for one value costs that may be here, in characters."""
-        words = set(chunks)
         self._facts: dict[str, list[int]] = {}
-        for passage, fact in facts_in(folded, chunks, words):
-            places = self._facts.setdefault(fact, [])
-            if len(places) < MAX_HITS and passage not in places:
-                places.append(passage)
-        self.marks = pieces_of(words).union(self._facts)
-        """Its words, without what joins them, and its facts."""
+        passage = 0
+        for word in filter(telling.__contains__, words if len(self._raws) > 1 else different):
+            if word == _BREAK:
+                passage += 1
+            else:
+                self._say(passage, telling[word])
+        if spoken:
+            for passage, facts in spoken_facts(folded.replace("\n", " ").replace(_BETWEEN, "\n")):
+                self._say(passage, facts)
+        self.marks.update(self._facts)
         self._marked: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def _say(self, passage: int, facts: Iterable[str]) -> None:
+        for fact in facts:
+            places = self._facts.get(fact)
+            if places is None:
+                self._facts[fact] = [passage]
+            elif len(places) < MAX_HITS and passage not in places:
+                places.append(passage)
 
     def marked(self, pointers: tuple[str, ...]) -> frozenset[int]:
         """The passages at or below these pointers, in which `*` is any one step.
@@ -155,7 +209,7 @@ class Passages:
         """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
         if not needle.form:
             return self._as_it_is(needle.raw)
-        hits = self._as_text(needle, limit)
+        hits = [] if needle.number else self._as_text(needle, limit)
         if not hits and len(needle.facts) == 1:
             hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
         if not hits and needle.squashed:
@@ -172,24 +226,31 @@ class Passages:
         return [(passage, "normalised") for passage in self._with_fact(readings)]
 
     def _as_text(self, needle: Needle, limit: int) -> list[Hit]:
-        if needle.number:
-            return []
-        found = [self._text_hit(needle, at) for at in _places(self._text, f" {needle.form} ", limit)]
-        if needle.loose and not found:
-            found = [self._text_hit(needle, at) for at in _places(self._loose, f" {needle.loose} ", limit)]
+        found = self._with_words(self._text, needle.words, needle.raw, limit)
+        if not found and needle.loose_words:
+            found = self._with_words(self._loose, needle.loose_words, needle.raw, limit)
         if len(needle.form) < _SHORT and not needle.piece:
             return [hit for hit in found if hit[1] != "normalised"]  # `US` is not in "contact us"
         return found
 
-    def _text_hit(self, needle: Needle, passage: int) -> Hit:
-        raw = self._raws[passage]
-        if raw == needle.raw:
-            return (passage, "exact")
-        return (passage, "part" if needle.raw in raw else "normalised")
+    def _with_words(self, text: str, words: str, raw: str, limit: int) -> list[Hit]:
+        """The first passages that hold these words, in order; `raw` is how they are written in the value."""
+        hits: list[Hit] = []
+        at, line, counted = text.find(words), 0, 0
+        while at >= 0:
+            line += text.count("\n", counted, at)
+            counted = at
+            said = self._raws[line]
+            hits.append((line, "exact" if said == raw else "part" if raw in said else "normalised"))
+            if len(hits) == limit:
+                break
+            after = text.find("\n", at + len(words) - 1)
+            at = text.find(words, after) if after >= 0 else -1
+        return hits
 
     def _fact_hit(self, needle: Needle, passage: int) -> Hit:
         raw = self._raws[passage]
-        if needle.number and self._numbers[passage]:
+        if needle.number and passage in self._numbers:
             return (passage, "exact")
         literal = re.search(rf"(?<![\w.]){re.escape(needle.raw)}(?![\w]|\.\d)", raw) if needle.number else None
         return (passage, "part" if literal else "normalised")
@@ -236,68 +297,61 @@ def _below(pointer: str, wanted: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _places(text: str, wanted: str, limit: int) -> list[int]:
-    """The first passages of a text that hold these words, in order."""
-    passages: list[int] = []
-    at, line, counted = text.find(wanted), 0, 0
-    while at >= 0:
-        line += text.count("\n", counted, at)
-        counted = at
-        passages.append(line)
-        if len(passages) == limit:
-            break
-        after = text.find("\n", at + len(wanted) - 1)
-        at = text.find(wanted, after) if after >= 0 else -1
-    return passages
-
-
-def _scalars(text: str) -> list[tuple[str, str, bool]] | None:
-    """What a JSON object or array says, as (pointer, text, whether it is a number); None for anything else.
-
-    Names count as well, each once: in `{"Hotel Ada": 120}` the name is what a model reads.
-    """
+def _said(text: str) -> _Said | None:
+    """What a JSON object or array says; None for anything else."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    reader = _Reader()
-    reader.read(value, "", 0)
-    return reader.out
+    said = _Said()
+    said.read(value, "", 0)
+    return said
 
 
-class _Reader:
-    """Collects what a JSON value says; a class for speed, since every result of a run passes through it."""
+class _Said:
+    """The passages of a text, in order; a class for speed, since every result of a run passes through it.
 
-    __slots__ = ("_names", "out")
+    Of JSON, names count as well, each once: in `{"Hotel Ada": 120}` the name is what a model reads.
+    """
+
+    __slots__ = ("_names", "numbers", "pointers", "raws")
 
     def __init__(self) -> None:
-        self.out: list[tuple[str, str, bool]] = []
+        self.pointers: list[str] = []
+        self.raws: list[str] = []
+        self.numbers: set[int] = set()
+        """Which of them are numbers."""
         self._names: set[str] = set()
 
-    def read(self, part: Any, pointer: str, depth: int) -> None:
-        if depth > MAX_DEPTH or len(self.out) >= MAX_PASSAGES:
-            return
-        if type(part) is dict:
-            for name, each in part.items():
-                inner = f"{pointer}/{name.translate(_ESCAPES) if '/' in name or '~' in name else name}"
-                if name not in self._names:
-                    self._names.add(name)
-                    self.out.append((inner, name, False))
-                self._one(each, inner, depth)
-        else:
-            for place, each in enumerate(part):
-                self._one(each, f"{pointer}/{place}", depth)
+    def add(self, pointer: str, raw: str) -> None:
+        self.pointers.append(pointer)
+        self.raws.append(raw)
 
-    def _one(self, each: Any, pointer: str, depth: int) -> None:
-        kind = type(each)
-        if kind is str:
-            self.out.append((pointer, each, False))
-        elif kind is dict or kind is list:
-            self.read(each, pointer, depth + 1)
-        elif kind is int or kind is float:
-            self.out.append((pointer, _plain(each), True))
+    def read(self, part: Any, pointer: str, depth: int) -> None:
+        """Add what stands in an object or an array, and its names."""
+        if depth > MAX_DEPTH or len(self.raws) >= MAX_PASSAGES:
+            return
+        pointers, raws, names = self.pointers, self.raws, self._names
+        named = type(part) is dict
+        steps: Iterable[tuple[Any, Any]] = part.items() if named else enumerate(part)
+        for step, each in steps:
+            inner = f"{pointer}/{step.translate(_ESCAPES) if named and ('/' in step or '~' in step) else step}"
+            if named and step not in names:
+                names.add(step)
+                pointers.append(inner)
+                raws.append(step)
+            kind = type(each)
+            if kind is dict or kind is list:
+                self.read(each, inner, depth + 1)
+            elif kind is str:
+                pointers.append(inner)
+                raws.append(each)
+            elif kind is int or kind is float:
+                self.numbers.add(len(raws))
+                pointers.append(inner)
+                raws.append(_plain(each))
 
 
 def _plain(number: int | float) -> str:
@@ -305,14 +359,26 @@ def _plain(number: int | float) -> str:
     return fact.removeprefix("n:")
 
 
-def pointer_and_above(pointer: str) -> Iterator[str]:
+def _joined(raws: Sequence[str]) -> str:
+    """All passages in one text, with a break between them that no passage holds."""
+    text = _BETWEEN.join(raws)
+    if text.count(_BREAK) < len(raws):
+        return text
+    return _BETWEEN.join([raw.replace(_BREAK, "\1") for raw in raws])
+
+
+def pointer_and_above(pointer: str) -> list[str]:
     """A pointer and everything that it lies in; with `*` for its places in arrays, likewise."""
     steps = pointer.split("/")[1:]
+    if len(steps) == 1 and not steps[0].isdecimal():
+        return [pointer]
     starred = ["*" if step.isdecimal() else step for step in steps]
+    found = []
     for length in range(len(steps), 0, -1):
-        yield "/" + "/".join(steps[:length])
+        found.append("/" + "/".join(steps[:length]))
         if steps[:length] != starred[:length]:
-            yield "/" + "/".join(starred[:length])
+            found.append("/" + "/".join(starred[:length]))
+    return found
 
 
 def scalars_of(value: Json) -> Iterator[tuple[str, Any]]:

@@ -132,7 +132,7 @@ class Pointing:
         return any(
             passages.find(needle, 1) and not self._is_users(needle)
             for needle in self._private()
-            if not needle.marks.isdisjoint(passages.marks)
+            if needle.may_be_in(passages)
         )
 
     def is_recorded(self, value: Json) -> bool:

@@ -6,12 +6,14 @@ it more trusted: that a model wrote it before, and that a tool repeats what it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from lockstep.gate.normal import PIECE, chunks_of, fold_text
+from lockstep.gate.normal import PIECE, fold_text
 from lockstep.gate.passages import MAX_CHARACTERS, MAX_HITS, Needle, Passages, scalars_of, with_any_year
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
@@ -26,6 +28,8 @@ MAX_SCALARS = 2_000
 MAX_SEARCHED = 20_000_000
 """Characters searched for one call, about 10 ms; then likewise."""
 MAX_REFS = 4
+_MAX_KEPT = 500
+"""Searches of one run."""
 _MAX_CHUNKS = 40
 _MAX_PHRASE = 6
 _TRIVIAL = 10
@@ -131,6 +135,8 @@ class Searchable:
     rank: int
     ceiling: int
     """The best that finding a value here can make of it; of arguments, by what they say of their result."""
+    written: bool
+    """Whether the model wrote it: the arguments of a call."""
     foreign: frozenset[int]
     """The passages that another party wrote."""
 
@@ -138,8 +144,9 @@ class Searchable:
     def of(cls, source: Source, passages: Passages) -> Searchable:
         foreign = passages.marked(source.untrusted_fields) if source.untrusted_fields else frozenset()
         rank = RANK[source.trust]
-        ceiling = RANK["trusted"] if source.kind == "argument" else rank
-        return cls(source, source.call, passages, rank, ceiling, foreign)
+        written = source.kind == "argument"
+        ceiling = RANK["trusted"] if written else rank
+        return cls(source, source.call, passages, rank, ceiling, written, foreign)
 
     def rank_at(self, pointer: str) -> int:
         """How far the passages at a pointer are trusted."""
@@ -154,19 +161,41 @@ class Searchable:
 class Prepared:
     """Sources that can be searched, in the order the model saw them. More may be added."""
 
-    __slots__ = ("_by_mark", "prepared")
+    __slots__ = ("_by_mark", "_searches", "prepared")
 
     def __init__(self) -> None:
         self.prepared: list[Searchable] = []
-        self._by_mark: dict[str, list[int]] = {}
+        self._by_mark: defaultdict[str, list[int]] = defaultdict(list)
+        self._searches: dict[Hashable, _Search] = {}
 
     def add(self, source: Source, passages: Passages) -> bool:
         """Add the next source; says whether anything in it is untrusted."""
         made = Searchable.of(source, passages)
+        number = len(self.prepared)
         for mark in passages.marks:
-            self._by_mark.setdefault(mark, []).append(len(self.prepared))
+            self._by_mark[mark].append(number)
         self.prepared.append(made)
         return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+
+    def search(self, needle: Needle, facts: Sequence[str]) -> _Search:
+        """The search for it, or for one of these facts, as far as it got: calls of a run have values in common."""
+        if len(needle.raw) > _USUAL:
+            return _Search(needle, facts)
+        key = tuple(facts) if facts else (needle.raw, needle.number, needle.piece)
+        known = self._searches.get(key)
+        if known is None:
+            if len(self._searches) >= _MAX_KEPT:
+                self._searches.clear()
+            known = self._searches[key] = _Search(needle, facts)
+        return known
+
+    def that_may_have(self, needle: Needle) -> Sequence[int]:
+        """Which sources are worth looking for it in, in order: those with its rarest word, or another sign of it."""
+        if not needle.form:
+            return range(len(self.prepared))
+        rarest = min([self._by_mark.get(piece, ()) for piece in needle.pieces], key=len)
+        others = self.with_any(self._by_mark.keys() & needle.others) if needle.others else ()
+        return sorted({*rarest, *others}) if rarest and others else rarest or others
 
     def with_any(self, marks: Collection[str]) -> Sequence[int]:
         """Which sources have one of these words or facts, in order."""
@@ -176,8 +205,7 @@ class Prepared:
         return sorted({number for found in lists for number in found})
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """Where one value stands: the trust of the best place, how it stands there, and the places, best first."""
 
     rank: int
@@ -186,6 +214,69 @@ class _Found:
 
 
 _NOWHERE = _Found(0, "none", ())
+
+
+@dataclass(slots=True)
+class _Search:
+    """Looking for one value, or for one of some facts, in sources that grow: each is looked at once.
+
+    What a call's result repeats of its arguments is worth what it was before.
+    """
+
+    needle: Needle
+    facts: Sequence[str]
+    found: _Found = _NOWHERE
+    looked_at: int = 0
+    """How many sources."""
+    searched: int = 0
+    """How many characters of those."""
+    _best: int = 0
+    _before: dict[str, int] = field(default_factory=dict)
+    """By call that was given it: the best that it was until then."""
+    _places: list[tuple[int, int, int, int, str]] = field(default_factory=list)
+    """The best so far: rank, quality, place of the source and of the passage (both negative), how it stands there."""
+    _kept: int = 0
+    """How many of them there were when `found` was said."""
+
+    def go_on(self, sources: Prepared, room: int) -> bool:
+        """Look at the sources that are new; whether all that was searched is at most `room` characters."""
+        if self.looked_at == len(sources.prepared):
+            return self.searched <= room
+        numbers = sources.with_any(with_any_year(self.facts)) if self.facts else sources.that_may_have(self.needle)
+        for number in numbers[bisect_left(numbers, self.looked_at) :]:
+            each = sources.prepared[number]
+            if each.ceiling <= self._best and len(self._places) >= MAX_REFS:
+                continue
+            if self.searched + each.passages.size > room:
+                self.looked_at = number
+                return False
+            self.searched += each.passages.size
+            self._look_at(number, each)
+        self.looked_at = len(sources.prepared)
+        if len(self._places) > self._kept:
+            self._places = sorted(self._places, reverse=True)[: 2 * MAX_REFS]  # a name and its value have one ref
+            self._kept = len(self._places)
+            self.found = _best(self._places, sources)
+        return self.searched <= room
+
+    def _look_at(self, number: int, each: Searchable) -> None:
+        limit = 1 if each.written else MAX_HITS
+        hits = each.passages.find_fact(self.facts) if self.facts else each.passages.find(self.needle, limit)
+        if not hits:
+            return
+        if each.written:
+            self._before.setdefault(each.call, self._best)
+        usual = min(each.rank, self._before.get(each.call, each.rank)) if each.call else each.rank
+        for passage, how in hits:
+            rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
+            self._places.append((rank, _QUALITY[how], -number, -passage, how))
+            self._best = max(self._best, rank)
+
+
+def _best(places: Sequence[tuple[int, int, int, int, str]], sources: Prepared) -> _Found:
+    rank, how = places[0][0], places[0][-1]
+    refs = dict.fromkeys(sources.prepared[-number].ref(-passage) for _, _, number, passage, _ in places)
+    return _Found(rank, how if rank else "none", tuple(refs)[:MAX_REFS])
 
 
 @dataclass(slots=True)
@@ -210,7 +301,7 @@ class _Tracer:
         found = self.seen.get(key)
         if found is None:
             assert isinstance(value, (str, int, float))
-            needle = _needle(value) if type(value) is str and len(value) <= _USUAL else Needle(value)
+            needle = Needle(value) if isinstance(value, str) and len(value) > _USUAL else _needle(value)
             found = self._fold(needle)
             if not found.rank and isinstance(value, str):
                 found = self._facts(needle) or self._composed(needle) or found
@@ -228,43 +319,13 @@ class _Tracer:
         ) in self.known.values
 
     def _fold(self, needle: Needle, facts: Sequence[str] = ()) -> _Found:
-        """Where it (or one of these facts) stands in all sources.
-
-        What a call's result repeats of its arguments is worth what it was before.
-        """
-        best = 0
-        before: dict[str, int] = {}
-        places: list[tuple[int, int, int, int, str]] = []
-        marks = with_any_year(facts) if facts else needle.marks
-        for number in self.sources.with_any(marks) if needle.form else range(len(self.sources.prepared)):
-            each = self.sources.prepared[number]
-            if each.ceiling <= best and len(places) >= MAX_REFS:
-                continue
-            self.searched += each.passages.size
-            if self.searched > MAX_SEARCHED:
-                return _NOWHERE
-            limit = 1 if each.source.kind == "argument" else MAX_HITS
-            hits = each.passages.find_fact(facts) if facts else each.passages.find(needle, limit)
-            if not hits:
-                continue
-            if each.source.kind == "argument":
-                before.setdefault(each.call, best)
-            usual = min(each.rank, before.get(each.call, each.rank)) if each.call else each.rank
-            for passage, how in hits:
-                rank = min(usual, RANK["untrusted"]) if passage in each.foreign else usual
-                places.append((rank, _QUALITY[how], -number, -passage, how))
-            best = max(best, max(places[-len(hits) :])[0])
-        return self._best(places) if places else _NOWHERE
-
-    def _best(self, places: list[tuple[int, int, int, int, str]]) -> _Found:
-        places.sort(reverse=True)
-        rank, how = places[0][0], places[0][-1]
-        refs: dict[str, None] = {}
-        for _, _, number, passage, _ in places:
-            refs[self.sources.prepared[-number].ref(-passage)] = None
-            if len(refs) == MAX_REFS:
-                break
-        return _Found(rank, how if rank else "none", tuple(refs))
+        """Where it (or one of these facts) stands in all sources."""
+        search = self.sources.search(needle, facts)
+        if not search.go_on(self.sources, MAX_SEARCHED - self.searched):
+            self.searched = MAX_SEARCHED + 1
+            return _NOWHERE
+        self.searched += search.searched
+        return search.found
 
     def _facts(self, needle: Needle) -> _Found | None:
         """A date with a time: each may have been said elsewhere."""
@@ -274,7 +335,7 @@ class _Tracer:
 
     def _composed(self, needle: Needle) -> _Found | None:
         """Words from several places. Connecting ones, and those of the tool's own definition, may be the model's."""
-        chunks = chunks_of(needle.folded.replace("\n", " "))
+        chunks = needle.form.split()
         if not 2 <= len(chunks) <= _MAX_CHUNKS:
             return None
         glue = [chunk in _GLUE or chunk in self.known.words for chunk in chunks]
@@ -310,9 +371,9 @@ class _Tracer:
         return self.seen[key]
 
 
-@lru_cache(maxsize=4096)
-def _needle(text: str, *, piece: bool = False) -> Needle:
-    return Needle(text, piece=piece)
+@lru_cache(maxsize=4096, typed=True)
+def _needle(value: str | int | float, *, piece: bool = False) -> Needle:
+    return Needle(value, piece=piece)
 
 
 _SCHEMA = _Found(RANK["trusted"], "schema", ())

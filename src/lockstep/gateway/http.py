@@ -28,8 +28,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lockstep.gateway.asking import Context
 from lockstep.gateway.principals import Principal, Principals
-from lockstep.gateway.server import Context
 from lockstep.gateway.tokens import Issuer
 
 PATH = "/mcp"

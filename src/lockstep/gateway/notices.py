@@ -18,7 +18,7 @@ from mcp import MCPError, types
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
 from pydantic import ValidationError
 
-from lockstep.runtime.asking import Asking
+from lockstep.runtime.following import Follower
 from lockstep.tools.client import LOG_LEVEL, MODERN
 from lockstep.tools.port import Listener, Notice
 
@@ -64,7 +64,7 @@ class Notices:
         self._subscribed.pop((session, uri), None)
 
     @asynccontextmanager
-    async def told(self, ctx: Any, session: str) -> AsyncIterator[Asking]:
+    async def told(self, ctx: Any, session: str) -> AsyncIterator[Follower]:
         """A call of this request's client, who is told of it until the body ends."""
         level = self._level(ctx, session)
         telling = _Telling()
@@ -75,7 +75,7 @@ class Notices:
 
         listener = Listener(hear=hear, progress="progress_token" in (ctx.meta or {}), log_level=level)
         try:
-            yield Asking(listener=listener, insists=lambda: _cancelled(ctx))
+            yield Follower(listener=listener, insists=lambda: _cancelled(ctx))
             await telling.finish()
         finally:
             await telling.end()

@@ -8,18 +8,18 @@ that requires input), bound to the one call they are about; else the call waits,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from mcp import MCPError, types
 from mcp.server.caching import CacheableMethod, CacheHint
-from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
 from lockstep.agent.context import READ
-from lockstep.errors import AgentStopped, LockstepError, RunError
+from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
+from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said
 from lockstep.gateway.context import ContextFace, Settled, is_context
 from lockstep.gateway.notices import Notices
 from lockstep.gateway.principals import Principal
@@ -29,8 +29,11 @@ from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
-from lockstep.runtime.asking import Asking
 from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime.following import Follower
+from lockstep.runtime.inputs import Said, answer_input, problem_of, waiting_input
+from lockstep.runtime.reading import read_state
+from lockstep.tools.inputs import parse
 from lockstep.values import JsonObject
 
 SESSION_META = "lockstep/session"
@@ -38,7 +41,6 @@ APPROVAL = "approval"
 LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
 _MAX_CLIENT_CHARACTERS = 100
-_MODERN = "2026-07-28"
 _CACHED: Mapping[CacheableMethod, CacheHint] = {
     "tools/list": CacheHint(ttl_ms=LIST_TTL_MS),
     "prompts/list": CacheHint(ttl_ms=LIST_TTL_MS),
@@ -58,8 +60,8 @@ _ASK_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-Context = ServerRequestContext[Any, Any]
 WhoCalls = Callable[[Context], Principal]
+Begin = Callable[[Caller, Client, Follower], Awaitable[State]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,83 +148,74 @@ class _Face:
         tool = self._desk.agent.tools.get(params.name)
         if tool is not None and is_context(tool):
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
-        caller = self._caller(ctx, principal)
+
+        async def begin(caller: Caller, client: Client, follower: Follower) -> State:
+            if asks:
+                return await self._desk.ask(caller, str((params.arguments or {})["message"]), client, follower)
+            return await self._desk.call(caller, params.name, params.arguments, client, follower)
+
         try:
-            answered = await self._answered(params, caller)
-            state = answered
-            if state is None:
-                async with self.notices.told(ctx, _key(ctx, principal)) as asking:
-                    state = await self._asked(caller, params, asking, asks=asks)
+            state, asking = await self._made(ctx, principal, params, begin)
             if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
-            closed = answered is None and params.input_responses is not None
-            settled = await self._settled(ctx, principal, state, elicits=not closed)
+            settled = await self._settled(ctx, principal, state, elicits=asking)
             return settled if isinstance(settled, types.InputRequiredResult) else await self._told(settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
             raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
 
-    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, asking: Asking, *, asks: bool) -> State:
-        if asks:
-            return await self._desk.ask(caller, str((params.arguments or {})["message"]), asking)
-        return await self._desk.call(caller, params.name, params.arguments, asking)
-
-    def tell_of(self, server: Server[Any], context: ContextFace) -> None:
-        """Offer to tell clients what servers say beside results. Each era has its own methods for it."""
-        if any(tool.source.startswith("mcp:") for tool in self._desk.agent.tools.values()):
-            server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, self._set_level)
-        if context.resources:
-            server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self._subscribe)
-            server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self._unsubscribe)
-            server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
-
-    async def _set_level(self, ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
-        self.notices.set_level(_key(ctx, self._served.who(ctx)), params.level)
-        return types.EmptyResult()
-
-    async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
-        principal = self._served.who(ctx)
-        if not self._may_read(principal):
-            raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": str(params.uri)})
-        self.notices.subscribe(_key(ctx, principal), str(params.uri), ctx.session)
-        return types.EmptyResult()
-
-    async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
-        self.notices.unsubscribe(_key(ctx, self._served.who(ctx)), str(params.uri))
-        return types.EmptyResult()
-
-    async def _listen(
-        self, ctx: Context, params: types.SubscriptionsListenRequestParams
-    ) -> types.SubscriptionsListenResult:
-        if not self._may_read(self._served.who(ctx)):
-            none = {"resource_subscriptions": None, "resources_list_changed": None}
-            params = params.model_copy(update={"notifications": params.notifications.model_copy(update=none)})
-        return await self.notices.listen(ctx, params)
-
-    def _may_read(self, principal: Principal) -> bool:
-        offered = self.offered_to(principal.name)
-        return any(tool.method == READ and tool.name in offered for tool in self._desk.agent.tools.values())
-
     async def judged(self, ctx: Context, params: Any, name: str, arguments: JsonObject) -> Settled:
         """A call that a request of the client other than `tools/call` comes to."""
         principal = self._served.who(ctx)
-        caller = self._caller(ctx, principal)
-        may_ask = isinstance(params, types.InputResponseRequestParams)
-        answered = await self._answered(params, caller) if may_ask else None
-        state = answered
-        if state is None:
-            async with self.notices.told(ctx, _key(ctx, principal)) as asking:
-                state = await self._desk.call(caller, name, arguments, asking)
-        closed = answered is None and may_ask and params.input_responses is not None
-        return await self._settled(ctx, principal, state, elicits=may_ask and not closed)
+
+        async def begin(caller: Caller, client: Client, follower: Follower) -> State:
+            return await self._desk.call(caller, name, arguments, client, follower)
+
+        state, asking = await self._made(ctx, principal, params, begin)
+        if not isinstance(params, types.InputResponseRequestParams):
+            return state  # of a request that cannot be retried with an answer nothing is asked
+        return await self._settled(ctx, principal, state, elicits=asking)
+
+    async def _made(self, ctx: Context, principal: Principal, params: Any, begin: Begin) -> tuple[State, bool]:
+        """The run of this request, begun by it or gone on with the answer that it brings; and whether its client may
+        be asked about an approval, which it has not just closed."""
+        caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
+        retried = isinstance(params, types.InputResponseRequestParams)
+        async with self.notices.told(ctx, _connection(ctx, principal)) as follower:
+            answered = await self._answered(params, caller, client, follower) if retried else None
+            state = answered or await begin(caller, client, follower)
+        return state, answered is not None or not retried or params.input_responses is None
 
     async def _settled(self, ctx: Context, principal: Principal, state: State, *, elicits: bool) -> Settled:
+        """The run, or what is asked of the client before it goes on: by its server, or whether it may go on at all."""
+        caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
+        state = await self._answered_by_client(state, client, caller)
+        if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
+            return client.required(state, waits)
+        return await self._approved(ctx, principal, state, elicits=elicits)
+
+    async def _answered_by_client(self, state: State, client: Client, caller: Caller) -> State:
+        """The run after all that its servers asked and a legacy client answered while its call was open."""
+        while (waits := waiting_input(state)) is not None:
+            asked = parse(waits.asked)
+            if client.modern or not client.can(asked):
+                break
+            responses = await client.answer(state, waits, asked)
+            if responses is not None and problem_of(asked, responses):
+                break  # the run waits, and whoever looks sees what it waits for
+            because = "" if responses is not None else "the client has no answer"
+            said = Said(responses=responses, by=caller.principal, because=because, login=f"asked by {caller.client}")
+            state = await answer_input(self._served.journal, waits.input, said)
+            state = await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
+        return state
+
+    async def _approved(self, ctx: Context, principal: Principal, state: State, *, elicits: bool) -> Settled:
         """The run; while it waits for an approval that the client may put to its user, that question first."""
         elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
         answered = ""
         while elicits and (call := _waiting(state)) is not None and call.approval != answered:
-            if ctx.protocol_version >= _MODERN:
+            if ctx.protocol_version >= MODERN:
                 return _input_required(state, call, principal)
             said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
             given = _given(said)
@@ -240,17 +233,35 @@ class _Face:
             raise error
         return result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
 
-    async def _answered(self, params: types.InputResponseRequestParams, caller: Caller) -> State | None:
+    async def _answered(
+        self, params: types.InputResponseRequestParams, caller: Caller, client: Client, follower: Follower
+    ) -> State | None:
         """The run that went on because this retry of its call answers what was asked of it; None when it answers
         nothing. The state was sealed for this call and this principal, so it can be no other's."""
         if not params.request_state or not params.input_responses:
             return None
         asked = json.loads(params.request_state)
+        if INPUT in asked:
+            return await self._input_answered(asked, params.input_responses, caller, client, follower)
         said = params.input_responses.get(APPROVAL)
         given = _given(said) if isinstance(said, types.ElicitResult) else None
         if given is None:
             return None
         return await self._answer(asked["approval"], given=given, by=caller.principal, client=caller.client)
+
+    async def _input_answered(
+        self, asked: Mapping[str, Any], given: Mapping[str, Any], caller: Caller, client: Client, follower: Follower
+    ) -> State:
+        """The run that goes on with what its server asked; as it was, where that is not what was said."""
+        responses = {key: as_said(each) for key, each in given.items()}
+        said = Said(responses=responses, by=caller.principal, login=f"asked by {caller.client}")
+        try:
+            state = await answer_input(self._served.journal, asked[INPUT], said)
+        except InputError:
+            state = await read_state(self._served.journal, asked["run"])
+            if waiting_input(state) is not None:
+                return state  # asked once more
+        return await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client, follower=follower)
 
     async def _answer(self, approval: str, *, given: bool, by: str, client: str) -> State:
         said = Answer(given=given, by=by, login=f"asked by {client}")
@@ -259,6 +270,42 @@ class _Face:
 
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
         return Caller(principal=principal.name, client=_client(ctx), session=self._served.session or _session(ctx))
+
+    def tell_of(self, server: Server[Any], context: ContextFace) -> None:
+        """Offer to tell clients what servers say beside results. Each era has its own methods for it."""
+        if any(tool.source.startswith("mcp:") for tool in self._desk.agent.tools.values()):
+            server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, self._set_level)
+        if context.resources:
+            server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self._subscribe)
+            server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self._unsubscribe)
+            server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
+
+    async def _set_level(self, ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
+        self.notices.set_level(_connection(ctx, self._served.who(ctx)), params.level)
+        return types.EmptyResult()
+
+    async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
+        principal = self._served.who(ctx)
+        if not self._may_read(principal):
+            raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": str(params.uri)})
+        self.notices.subscribe(_connection(ctx, principal), str(params.uri), ctx.session)
+        return types.EmptyResult()
+
+    async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+        self.notices.unsubscribe(_connection(ctx, self._served.who(ctx)), str(params.uri))
+        return types.EmptyResult()
+
+    async def _listen(
+        self, ctx: Context, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        if not self._may_read(self._served.who(ctx)):
+            none = {"resource_subscriptions": None, "resources_list_changed": None}
+            params = params.model_copy(update={"notifications": params.notifications.model_copy(update=none)})
+        return await self.notices.listen(ctx, params)
+
+    def _may_read(self, principal: Principal) -> bool:
+        offered = self.offered_to(principal.name)
+        return any(tool.method == READ and tool.name in offered for tool in self._desk.agent.tools.values())
 
     def offered_to(self, principal: str) -> frozenset[str]:
         known = self._offered.get(principal)
@@ -288,7 +335,7 @@ def _can_elicit(ctx: Context) -> bool:
     if elicitation is None:
         return False
     url_only = elicitation.url is not None and elicitation.form is None
-    return not url_only and (ctx.protocol_version >= _MODERN or ctx.session.can_send_request)
+    return not url_only and (ctx.protocol_version >= MODERN or ctx.session.can_send_request)
 
 
 def _input_required(state: State, call: CallState, principal: Principal) -> types.InputRequiredResult:
@@ -313,7 +360,7 @@ def _client(ctx: Context) -> str:
     return "".join(each for each in name if each.isprintable())[:_MAX_CLIENT_CHARACTERS] or "an unnamed client"
 
 
-def _key(ctx: Context, principal: Principal) -> str:
+def _connection(ctx: Context, principal: Principal) -> str:
     """What tells this client's connection from others, where it has one that lasts."""
     headers = getattr(ctx.request, "headers", None) or {}
     return f"{principal.name}\0{headers.get('mcp-session-id', '')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -30,6 +31,8 @@ from lockstep.journal.port import Journal
 from lockstep.runtime.answers import Answer as Said
 from lockstep.runtime.answers import answer_approval
 from lockstep.runtime.calling import Desk
+from lockstep.runtime.inputs import Said as ToServer
+from lockstep.runtime.inputs import answer_input
 from lockstep.values import new_token
 from lockstep.wiring import models, running, stores
 from lockstep.wiring.approving import terms_now
@@ -162,8 +165,13 @@ async def _take_answers(inbox: Inbox, journal: Journal, desk: Desk) -> None:
 
 async def _go_on(left: Answer, journal: Journal, desk: Desk) -> None:
     try:
-        said = Said(given=left.given, by=left.by, because=left.because, login=left.login, digest=left.digest)
-        state = await answer_approval(journal, left.approval, said, terms_now)
+        if left.input:
+            responses = json.loads(left.responses) if left.responses else None
+            answer = ToServer(responses=responses, by=left.by, because=left.because, login=left.login)
+            state = await answer_input(journal, left.approval, answer)
+        else:
+            said = Said(given=left.given, by=left.by, because=left.because, login=left.login, digest=left.digest)
+            state = await answer_approval(journal, left.approval, said, terms_now)
         with contextlib.suppress(RunError):  # the agent was stopped: the answer stands, and the run goes on later
             await desk.go_on(state.run, by=left.by, fetched=False)
     except LockstepError as error:

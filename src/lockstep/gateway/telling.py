@@ -76,7 +76,8 @@ def _image(attachment: Attachment) -> types.ImageContent:
 def result_of_ask(state: State) -> types.CallToolResult:
     """The result of a run of the agent itself."""
     meta = {f"{META}/run": state.run}
-    waits = next((call for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)), None)
+    waiting = (Phase.WAITING, Phase.NEEDS_INPUT, Phase.DOUBTED)
+    waits = next((call for call in state.calls if call.phase in waiting), None)
     if waits is not None and state.suspended_for:
         return _said(waiting_text(state, waits), {**meta, **_waits(waits)}, error=True)
     if state.stop_reason == "completed":
@@ -106,6 +107,12 @@ def waiting_text(state: State, call: CallState) -> str:
             f" `lockstep approve {call.approval}` or `lockstep refuse {call.approval}`. Then make the same call again"
             " to get its result; it is not run twice."
         )
+    if call.phase is Phase.NEEDS_INPUT:
+        return (
+            f"Not done yet: the server of {call.name} asks a person for input. `lockstep approvals` shows what,"
+            f" `lockstep answer {call.input}` answers it. Then make the same call again to get its result; it is not"
+            " made twice."
+        )
     return (
         f"Nobody knows whether {call.name} happened: {call.why_doubted.rstrip('.')}. Do not make another call for the"
         f" same thing. A person settles it: `lockstep settle {state.run}/{call.id} --happened` or `--did-not`."
@@ -118,6 +125,12 @@ def _waits(call: CallState) -> dict[str, Any]:
             f"{META}/waits_for": "approval",
             f"{META}/approval": call.approval,
             f"{META}/expires_at_ms": call.approval_expires_ms,
+        }
+    if call.phase is Phase.NEEDS_INPUT:
+        return {
+            f"{META}/waits_for": "input",
+            f"{META}/input": call.input,
+            f"{META}/expires_at_ms": call.input_expires_ms,
         }
     return {f"{META}/waits_for": "settling" if call.phase is Phase.DOUBTED else "start"}
 

@@ -269,6 +269,48 @@ class EffectRetried:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InputAsked:
+    """The server of a call that was let go asks for something before it goes on: the end of one round of the call.
+
+    With `live` it is no end: the server holds the call open until it has an answer.
+    """
+
+    TYPE: ClassVar[str] = "input.asked"
+    BODIES: ClassVar[tuple[str, ...]] = ("asked",)
+
+    call: str
+    input: str
+    asked: str
+    """What it asks for and the state it wants back, as `tools.inputs` writes it."""
+    digest: Digest
+    """Of `asked`: an answer names it."""
+    expires_at_ms: int
+    """Of all rounds of the call together."""
+    live: bool = False
+    acted: bool = False
+    """A request left the sandbox in this round that may have changed something."""
+    tier: str = ""
+    run_ms: float = 0.0
+    egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputGiven:
+    """What the server is told: the answers by key, as the protocol has them. None at all ends the call."""
+
+    TYPE: ClassVar[str] = "input.given"
+    BODIES: ClassVar[tuple[str, ...]] = ("responses",)
+
+    call: str
+    input: str
+    digest: Digest
+    by: str
+    responses: str = ""
+    because: str = ""
+    login: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EffectDoubted:
     """The intent is recorded, the outcome is not known. Never repeated; a late result, a probe or a person settles it.
 
@@ -319,7 +361,7 @@ class EffectReconciled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSuspended:
-    """The run waits for a person: `approval`, `in_doubt` or `agent_stopped`. It costs nothing while it does."""
+    """The run waits for a person (`approval`, `input`, `in_doubt`, `agent_stopped`). It costs nothing while it does."""
 
     TYPE: ClassVar[str] = "run.suspended"
 
@@ -379,6 +421,8 @@ Event = (
     | EffectIntended
     | EffectSettled
     | EffectRetried
+    | InputAsked
+    | InputGiven
     | EffectDoubted
     | EffectProbed
     | EffectReconciled
@@ -402,6 +446,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         EffectIntended,
         EffectSettled,
         EffectRetried,
+        InputAsked,
+        InputGiven,
         EffectDoubted,
         EffectProbed,
         EffectReconciled,

@@ -1,4 +1,4 @@
-"""Answers to approvals left beside the store for the process that holds it: a gateway does as long as it serves.
+"""Answers to approvals and servers, left beside the store for the process that holds it: a gateway while it serves.
 
 An answer is a small file that appears whole. It says what a person said, not what follows: whoever takes it checks it
 like every other answer and records it in the journal. It is as trustworthy as the right to write into the store.
@@ -17,7 +17,7 @@ _ATTENDED = "attended"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a person said of one approval."""
+    """What a person said of one approval, or of one question of a server."""
 
     approval: str
     given: bool
@@ -25,6 +25,10 @@ class Answer:
     because: str = ""
     login: str = ""
     digest: str = ""
+    input: bool = False
+    """It answers a server that asked for input, with `responses`, or ends its call."""
+    responses: str = ""
+    """JSON; empty where it is told nothing."""
 
 
 class Inbox:

@@ -19,6 +19,9 @@ from lockstep.values import Effect, RunId, parse_usd
 NOBODY = "nobody"
 """Who refuses an approval that expired."""
 
+CALL_AGAIN_MS = 125
+"""How long a server that only asked to be called again is left alone; twice as long each time."""
+
 JOINED = "joined"
 """Outcome of a call that was not run, because another session made the same one a moment before: told its result."""
 
@@ -245,6 +248,38 @@ def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Chang
     return _with_call(state, event.call, again)
 
 
+def _input_asked(state: State, event: ev.InputAsked, at_ms: int) -> _Changes:
+    if event.live:
+        return _with_call(state, event.call, {"live": event.input, "asked_digest": event.digest, "live_at_ms": at_ms})
+    call = state.call(event.call)
+    changes: _Changes = {
+        "phase": Phase.NEEDS_INPUT,
+        "rounds": call.rounds + 1,
+        "input": event.input,
+        "asked": event.asked,
+        "asked_digest": event.digest,
+        "input_expires_ms": event.expires_at_ms,
+        "answers": "",
+        "unsure": call.unsure or event.acted,
+        "tier": event.tier,
+    }
+    return {"crashes": 0, **_with_call(state, event.call, changes)}
+
+
+def _input_given(state: State, event: ev.InputGiven, at_ms: int) -> _Changes:
+    call = state.call(event.call)
+    if event.digest != call.asked_digest or event.input not in (call.live, call.input):
+        raise ValueError(f"{event.TYPE} is not of what was asked")
+    if event.input == call.live:  # a person's time, which no budget counts
+        return {**_with_call(state, event.call, {"live": ""}), "waited_ms": state.waited_ms + at_ms - call.live_at_ms}
+    if call.phase is not Phase.NEEDS_INPUT:
+        raise ValueError(f"{event.TYPE} is of what was answered already")
+    changes: _Changes = {"phase": Phase.ANSWERED, "answers": event.responses, "because": event.because}
+    if event.responses == "{}":  # nothing was asked but to be called again: not at once, and later each time
+        changes["retry_at_ms"] = at_ms + CALL_AGAIN_MS * 2**call.rounds
+    return _with_call(state, event.call, changes)
+
+
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
     call = {
         "phase": Phase.DOUBTED,
@@ -319,6 +354,8 @@ def _answer(call: CallState) -> ToolMessage:
     text = call.text
     if call.phase in (Phase.INTENDED, Phase.DOUBTED):
         text = "The run was stopped before it was known whether this call happened. Do not assume either, or repeat it."
+    elif call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED):
+        text = "Not carried on: the run was stopped while this call waited for input."
     elif call.open:
         text = "Not run: the run was stopped before this call."
     return ToolMessage(
@@ -415,6 +452,8 @@ _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.EffectIntended.TYPE: _effect_intended,
     ev.EffectSettled.TYPE: _effect_settled,
     ev.EffectRetried.TYPE: _effect_retried,
+    ev.InputAsked.TYPE: _input_asked,
+    ev.InputGiven.TYPE: _input_given,
     ev.EffectDoubted.TYPE: _effect_doubted,
     ev.EffectProbed.TYPE: _effect_probed,
     ev.EffectReconciled.TYPE: _effect_reconciled,

@@ -22,6 +22,8 @@ PROBE_S = (1.0, 2.0, 4.0)
 """Between questions that brought no answer; after the last, a person is asked."""
 CRASH_LIMIT = 5
 """Crashes in a row without progress after which a run is stopped: it may be what kills the process."""
+MAX_ROUNDS = 8
+"""How often the server of one call may ask for input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,15 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """End a call whose server asked for input and gets none: as far as it says, nothing was done."""
+
+    call: CallState
+    outcome: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Ask, after waiting `delay_s`, whether this call in doubt happened."""
 
@@ -98,7 +109,7 @@ class Finish:
     message: str = ""
 
 
-Command = Infer | Judge | Ask | Answer | Execute | Doubt | Probe | Suspend | Finish
+Command = Infer | Judge | Ask | Answer | Execute | Doubt | Drop | Probe | Suspend | Finish
 
 
 def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, LockedTool] | None = None) -> Command | None:
@@ -109,6 +120,8 @@ def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Locked
         intended = next((call for call in state.calls if call.phase is Phase.INTENDED), None)
         if intended is not None:
             return Doubt(intended, "the process ended after the call was let go and before its outcome was recorded")
+        if begun := next((call for call in state.calls if _is_between(call)), None):
+            return Drop(begun, "not_continued", "the process ended again and again")
         return Finish("crashed", f"The process ended {state.crashes} times in a row without progress.")
     for call in state.calls:
         if call.outcome == "sandbox_unavailable":
@@ -136,13 +149,15 @@ def _answer(state: State) -> Finish:
 def resumable(state: State, now_ms: int, tools: Mapping[str, LockedTool] | None = None) -> bool:
     """Whether a suspended run has something to do again: nothing waits for a person any more, time has decided, or
     what is in doubt can be asked after."""
-    waiting = [call for call in state.calls if call.phase in (Phase.WAITING, Phase.DOUBTED)]
+    waiting = [call for call in state.calls if call.phase in (Phase.WAITING, Phase.NEEDS_INPUT, Phase.DOUBTED)]
     return not waiting or any(_moves(call, now_ms, tools or {}) for call in waiting)
 
 
 def _moves(call: CallState, now_ms: int, tools: Mapping[str, LockedTool]) -> bool:
     if call.phase is Phase.WAITING:
         return now_ms >= call.approval_expires_ms
+    if call.phase is Phase.NEEDS_INPUT:
+        return now_ms >= call.input_expires_ms
     return _has_probe(call, tools)
 
 
@@ -162,13 +177,13 @@ def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Loc
     if first.phase is Phase.INTENDED and not _may_run(first):
         return Doubt(first, "the process ended after the call was let go and before its outcome was recorded")
     for call in batch:
-        if call.phase is Phase.APPROVED and now_ms >= call.approval_expires_ms:
-            return Answer(call, given=False, by=NOBODY, because="the approval expired before the call could run")
-        if call.phase is Phase.APPROVED and call.bound is None:
-            return Answer(call, given=False, by=NOBODY, because="the approval is of a version that did not bind it")
+        if (lapsed := _without_approval(call, now_ms) or _without_input(state, call, now_ms)) is not None:
+            return lapsed
     ready = tuple(call for call in batch if _may_run(call))
     if ready:
-        return over_wall(state, budget, now_ms) or _execute(ready, now_ms)
+        if (ended := over_wall(state, budget, now_ms)) is not None:
+            return Drop(first, "not_continued", ended.message) if _is_between(first) else ended
+        return _execute(ready, now_ms)
     if first.phase is Phase.DOUBTED and _has_probe(first, tools) and first.probe_at_ms is not None:
         delay_s = max(0, first.probe_at_ms - now_ms) / 1000
         if state.active_ms(now_ms) + delay_s * 1000 < budget.wall_s * 1000:
@@ -220,7 +235,34 @@ def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:
 def _may_run(call: CallState) -> bool:
     if call.phase is Phase.INTENDED:
         return call.effect in (Effect.IDEMPOTENT, Effect.KEYED)
-    return call.phase in (Phase.ALLOWED, Phase.APPROVED)
+    return call.phase in (Phase.ALLOWED, Phase.APPROVED, Phase.ANSWERED)
+
+
+def _is_between(call: CallState) -> bool:
+    """Whether an effect was let go, and its server waits to be answered before it goes on."""
+    return call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED) and call.effect is not Effect.READ
+
+
+def _without_approval(call: CallState, now_ms: int) -> Answer | None:
+    """The end of a call whose approval is good for nothing any more."""
+    if call.phase is Phase.APPROVED and now_ms >= call.approval_expires_ms:
+        return Answer(call, given=False, by=NOBODY, because="the approval expired before the call could run")
+    if call.phase is Phase.APPROVED and call.bound is None:
+        return Answer(call, given=False, by=NOBODY, because="the approval is of a version that did not bind it")
+    return None
+
+
+def _without_input(state: State, call: CallState, now_ms: int) -> Drop | None:
+    """The end of a call that gets no answer to what its server asked."""
+    if call.phase not in (Phase.NEEDS_INPUT, Phase.ANSWERED):
+        return None
+    if call.phase is Phase.ANSWERED and not call.answers:
+        return Drop(call, "input_refused", call.because or "what its server asked for was refused")
+    if now_ms >= call.input_expires_ms:
+        return Drop(call, "input_expired", "what its server asked for was not answered in time")
+    if call.phase is Phase.NEEDS_INPUT and state.approve == "none":
+        return Drop(call, "input_refused", "nobody is there to answer what its server asked for (--approve none)")
+    return None
 
 
 def _wait(state: State, call: CallState, now_ms: int) -> Command:
@@ -231,6 +273,12 @@ def _wait(state: State, call: CallState, now_ms: int) -> Command:
             f" `lockstep resume {state.run} --happened` or `lockstep resume {state.run} --did-not-happen`."
         )
         return Suspend("in_doubt", call, message)
+    if call.phase is Phase.NEEDS_INPUT:
+        message = (
+            f"The server of {call.name} asks for input, {call.input}: `lockstep approvals` shows it,"
+            f" `lockstep answer {call.input}` answers it, then `lockstep resume {state.run}`."
+        )
+        return Suspend("input", call, message)
     if now_ms >= call.approval_expires_ms:
         return Answer(call, given=False, by=NOBODY, because="the approval was not given in time")
     if state.approve == "none" or (state.approve == "all" and _one_may_answer(call)):

@@ -13,13 +13,16 @@ from lockstep.values import Attachment, Digest, Effect, RunId
 
 
 class Phase(StrEnum):
-    """Where a call stands. `DONE` has a text for the model; `DOUBTED` waits for a person or a probe."""
+    """Where a call stands. `DONE` has a text for the model; `DOUBTED` waits for a person or a probe; `NEEDS_INPUT` was
+    let go and waits for an answer to its server, with which it goes on (`ANSWERED`)."""
 
     ASKED = "asked"
     ALLOWED = "allowed"
     WAITING = "waiting"
     APPROVED = "approved"
     INTENDED = "intended"
+    NEEDS_INPUT = "needs_input"
+    ANSWERED = "answered"
     DOUBTED = "doubted"
     DONE = "done"
 
@@ -80,6 +83,20 @@ class CallState:
     attempts: int = 0
     """Attempts that failed and are made again."""
     retry_at_ms: int = 0
+    rounds: int = 0
+    """How often its server ended it with a question; the call goes on when that is answered."""
+    input: str = ""
+    """The newest of these questions; and what was asked, until when it may be answered, and with what it was."""
+    asked: str = ""
+    asked_digest: Digest | None = None
+    input_expires_ms: int = 0
+    answers: str = ""
+    """Empty while there are none; once answered, empty ends the call."""
+    because: str = ""
+    """Why it is ended so."""
+    live: str = ""
+    """A question that its server holds it open for, and since when."""
+    live_at_ms: int = 0
     why_doubted: str = ""
     doubted_at_ms: int = 0
     """Since when nothing of the call runs any more, as far as is known."""

@@ -25,8 +25,7 @@ from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.stops import require_running
 from lockstep.kernel.apply import NOBODY, apply, barred, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
-from lockstep.runtime.asking import cancelled
-from lockstep.runtime.outcomes import answered
+from lockstep.runtime.outcomes import answered, cancelled
 from lockstep.runtime.reading import UNSEEDED, Unreadable, read_row, read_run, read_state, unfinished
 from lockstep.values import RunId, now_ms
 
@@ -72,7 +71,7 @@ async def answer_approval(journal: Journal, approval: str, answer: Answer, terms
         await _require_valid(journal, state, call, answer.by, terms_now)
     event = answered(call, given=answer.given, by=answer.by, because=answer.because, login=answer.login)
     try:
-        await _append(journal, state, event)
+        await append(journal, state, event)
     except FenceConflict:
         await _asked(journal, approval)  # says who was faster, if it was an answer
         raise
@@ -182,7 +181,7 @@ async def settle(
         text = f"{call.name} did not happen, as {by} found out. It may be called again."
     kind = DoubtSettled if state.status is Status.FINISHED else EffectReconciled
     terms = _freed_by(recorded, call, result) if happened and result else ()
-    await _append(journal, state, kind(call=call.id, happened=happened, by=by, text=text, freed_by=terms))
+    await append(journal, state, kind(call=call.id, happened=happened, by=by, text=text, freed_by=terms))
     return call
 
 
@@ -210,7 +209,7 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
     if state.status is Status.FINISHED:
         raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
     # What was let go and is not settled stays in doubt, and `lockstep doubts` shows it.
-    await _append(journal, state, *cancelled(state, by, "the run was cancelled before the outcome was recorded"))
+    await append(journal, state, *cancelled(state, by, "the run was cancelled before the outcome was recorded"))
     return await read_state(journal, run)
 
 
@@ -243,6 +242,7 @@ def _unread(row: RunRow) -> State:
     )
 
 
-async def _append(journal: Journal, state: State, *events: Event) -> None:
+async def append(journal: Journal, state: State, *events: Event) -> None:
+    """Write these events as the next of the run; FenceConflict where somebody was faster."""
     at_ms = max(now_ms(), state.last_at_ms)
     await journal.append(state.run, state.next_seq, [(at_ms, event) for event in events])

@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +25,9 @@ from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Message
 from lockstep.runtime.answers import cancel
-from lockstep.runtime.asking import Asking
 from lockstep.runtime.driver import Driver
+from lockstep.runtime.following import Follower
+from lockstep.runtime.live import Attendant
 from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
 from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
 
@@ -77,9 +78,17 @@ class Desk:
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
         self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
 
-    async def call(self, caller: Caller, tool: str, arguments: Json, asking: Asking | None = None) -> State:
-        """One call, start to end: its run, finished, or suspended where a person must speak first. `asking` hears of it
-        meanwhile, and breaks it off when the client no longer waits for it.
+    async def call(
+        self,
+        caller: Caller,
+        tool: str,
+        arguments: Json,
+        attendant: Attendant | None = None,
+        follower: Follower | None = None,
+    ) -> State:
+        """One call, start to end: its run, finished, or suspended where a person must speak first. `attendant` is the
+        client itself, where it can be asked what a server wants to know; `follower` is told of the call meanwhile, and
+        breaks it off when the client no longer waits for it.
 
         Raises:
             AgentStopped: somebody stopped the agent.
@@ -88,16 +97,28 @@ class Desk:
         """
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
-        return await self._taken(caller, _key("call", tool, arguments), CLIENT_WORDS, asked, asking)
+        key = _key("call", tool, arguments)
+        return await self._followed(follower, lambda by: self._take(caller, key, CLIENT_WORDS, asked, attendant, by))
 
-    async def ask(self, caller: Caller, message: str, asking: Asking | None = None) -> State:
+    async def ask(
+        self, caller: Caller, message: str, attendant: Attendant | None = None, follower: Follower | None = None
+    ) -> State:
         """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
-        return await self._taken(caller, _key("ask", message, None), message, None, asking)
+        key = _key("ask", message, None)
+        return await self._followed(follower, lambda by: self._take(caller, key, message, None, attendant, by))
 
-    async def go_on(self, run: RunId, *, by: str, fetched: bool) -> State:
+    async def go_on(
+        self,
+        run: RunId,
+        *,
+        by: str,
+        fetched: bool,
+        attendant: Attendant | None = None,
+        follower: Follower | None = None,
+    ) -> State:
         """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
         asks the same again."""
-        return await self._to_the_end(self._go_on(run, by, fetched))
+        return await self._followed(follower, lambda one: self._go_on(run, by, fetched, attendant, one))
 
     async def first_of(self, call: CallState) -> CallState | None:
         """The call whose result answers this one, where it was made before; None for any other."""
@@ -122,7 +143,7 @@ class Desk:
             state = await read_row(self._journal, row)
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
-            if any(call.phase in (Phase.INTENDED, Phase.DOUBTED) for call in state.calls):
+            if any(call.phase in _LET_GO for call in state.calls):
                 await self._driver.resume(row.run, by="the gateway")
             else:
                 await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
@@ -135,14 +156,14 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    async def _taken(
-        self, caller: Caller, key: str, words: str, asked: AskedCall | None, asking: Asking | None
+    async def _followed(
+        self, follower: Follower | None, work: Callable[[Follower], Coroutine[Any, Any, State]]
     ) -> State:
-        asking = asking or Asking()
+        follower = follower or Follower()
         try:
-            return await self._to_the_end(self._take(caller, key, words, asked, asking))
+            return await self._to_the_end(work(follower))
         except asyncio.CancelledError:
-            asking.breaking.off(effects=asking.insists())
+            follower.breaking.off(effects=follower.insists())
             raise
 
     async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
@@ -157,31 +178,43 @@ class Desk:
         if not task.cancelled():
             task.exception()  # seen here, so that a client that is gone costs no complaint
 
-    async def _take(self, caller: Caller, key: str, words: str, asked: AskedCall | None, asking: Asking) -> State:
+    async def _take(
+        self,
+        caller: Caller,
+        key: str,
+        words: str,
+        asked: AskedCall | None,
+        attendant: Attendant | None,
+        follower: Follower,
+    ) -> State:
         session = await self._session(caller)
         session.busy += 1
         try:
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
             async with guard:
-                if asking.breaking.broken:
+                if follower.breaking.broken:
                     raise asyncio.CancelledError  # nobody waits for it, and nothing of it has begun
                 if (waits := session.pending.get(key)) is not None:
-                    state = await self._driver.resume(waits, by=caller.principal, asking=asking)
+                    state = await self._driver.resume(
+                        waits, by=caller.principal, attendant=attendant, follower=follower
+                    )
                 else:
                     started = self._started(caller, session, words, asked)
-                    state = await self._driver.begin(started, session.history(), asked, asking)
+                    state = await self._driver.begin(started, session.history(), asked, attendant, follower)
                 self._keep(session, key, state, receipts=not beside)
                 return state
         finally:
             session.busy -= 1
             session.used = time.monotonic()
 
-    async def _go_on(self, run: RunId, by: str, fetched: bool) -> State:
+    async def _go_on(
+        self, run: RunId, by: str, fetched: bool, attendant: Attendant | None, follower: Follower
+    ) -> State:
         state = await read_state(self._journal, run)
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
         async with session.effects:
-            state = await self._driver.resume(run, by=by)
+            state = await self._driver.resume(run, by=by, attendant=attendant, follower=follower)
             key = next((key for key, waits in session.pending.items() if waits == run), "")
             self._keep(session, key, state, receipts=True, held=not fetched)
             return state
@@ -251,6 +284,7 @@ class Desk:
 
 
 _OWN = "mcp-"
+_LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
 
 
 def _goes_beside(tool: LockedTool) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from lockstep.agent.locked import LockedAgent
 from lockstep.errors import AgentStopped, JournalCorrupt, PermitError, RunError
@@ -19,22 +19,26 @@ from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
 from lockstep.gate.standing import covers
 from lockstep.journal import events as ev
-from lockstep.journal.port import Entry, Journal, RunRow
+from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.standing import Standing, StandingBook
 from lockstep.journal.stops import require_running
 from lockstep.kernel import decide as do
-from lockstep.kernel.apply import apply, fold, start
+from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Model, Settings
-from lockstep.runtime.asking import Asking, BrokenOff, acts, cancelled
 from lockstep.runtime.elsewhere import Elsewhere
+from lockstep.runtime.following import BrokenOff, Follower, acts
+from lockstep.runtime.inputs import ask_live, round_asked
+from lockstep.runtime.live import Attendant, Live, Silent, Watcher
 from lockstep.runtime.outcomes import (
     answer_of_probe,
     answered,
     called,
+    cancelled,
     doubted,
+    dropped,
     finished,
     joined,
     replied,
@@ -44,67 +48,11 @@ from lockstep.runtime.outcomes import (
 from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
-from lockstep.tools.port import Listener, Outcome, PermittedCall, ToolHost
+from lockstep.tools.port import Outcome, PermittedCall, ToolHost
 from lockstep.values import Effect, RunId, new_run_id, now_ms
 
 FIRST_SEQ_DRIVEN = 2
 """The next event of a run that was started and never driven."""
-
-
-class Watcher(Protocol):
-    """Sees a run as it happens; for a terminal. Never the source of anything."""
-
-    def event(self, state: State, event: ev.Event) -> None:
-        """`event` was just applied; `state` is after it."""
-
-    def text(self, piece: str) -> None:
-        """The model streamed this piece of text."""
-
-
-class Silent:
-    """Watches nothing."""
-
-    def event(self, state: State, event: ev.Event) -> None:
-        return
-
-    def text(self, piece: str) -> None:
-        return
-
-
-class _Live:
-    """A run being driven: its state, and events that are not durable yet."""
-
-    def __init__(self, journal: Journal, watcher: Watcher, state: State, asking: Asking | None = None) -> None:
-        self.state = state
-        self.asking = asking or Asking()
-        self._journal = journal
-        self._watcher = watcher
-        self._first_seq = state.next_seq
-        self._entries: list[Entry] = []
-
-    def record(self, event: ev.Event) -> None:
-        at_ms = max(now_ms(), self.state.last_at_ms)
-        self.state = apply(self.state, event, at_ms)
-        self._entries.append((at_ms, event))
-        self._tell(lambda watcher: watcher.event(self.state, event))
-
-    def text(self, piece: str) -> None:
-        """Show a piece of streamed text."""
-        self._tell(lambda watcher: watcher.text(piece))
-
-    def _tell(self, show: Callable[[Watcher], None]) -> None:
-        """Tell the watcher; one that fails (a terminal that went away) is told no more, and the run goes on."""
-        try:
-            show(self._watcher)
-        except Exception:  # noqa: BLE001 - showing must never cost a record; what is shown stands in the journal
-            self._watcher = Silent()
-
-    async def flush(self) -> None:
-        """Make everything recorded so far durable."""
-        if self._entries:
-            entries, self._entries = self._entries, []
-            first_seq, self._first_seq = self._first_seq, self._first_seq + len(entries)
-            await self._journal.append(self.state.run, first_seq, entries)
 
 
 class Driver:
@@ -121,6 +69,7 @@ class Driver:
         tools: ToolHost,
         standing: StandingBook | None = None,
         watcher: Watcher | None = None,
+        attendant: Attendant | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.agent = agent
@@ -131,6 +80,7 @@ class Driver:
         self._tools = tools
         self._standing = standing
         self._watcher = watcher or Silent()
+        self._attendant = attendant
         self._sleep = sleep
         self._stops = StopWatch(journal, agent.name)
         self._elsewhere = Elsewhere(journal)
@@ -194,12 +144,18 @@ class Driver:
         return self._gate.offered(principal)
 
     async def begin(
-        self, started: ev.RunStarted, history: History, asked: AskedCall | None = None, asking: Asking | None = None
+        self,
+        started: ev.RunStarted,
+        history: History,
+        asked: AskedCall | None = None,
+        attendant: Attendant | None = None,
+        follower: Follower | None = None,
     ) -> State:
         """Drive a new run of a session whose history the caller keeps, until it finishes or waits.
 
         With `asked` it is one call of a client: recorded as what a model would have asked, and then judged, run and
-        recorded like every call. `started.client` names the client, and the kernel asks no model.
+        recorded like every call. `started.client` names the client, and the kernel asks no model. `attendant` is who is
+        there to answer its servers, `follower` who hears of it and may break it off.
 
         Raises:
             AgentStopped: somebody stopped the agent; nothing was recorded.
@@ -212,7 +168,8 @@ class Driver:
             if place is not None:
                 self._spending.begun(run, place)
         opened = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
-        live = _Live(self._journal, self._watcher, opened, asking)
+        live = Live(self._journal, self._watcher, opened, attendant)
+        live.follower = follower or live.follower
         live.record(started)
         if asked is not None:
             live.record(called(started.client, asked))
@@ -225,16 +182,20 @@ class Driver:
             return await self._drive(live)
         return await self._resume(live, by="nobody")
 
-    async def resume(self, run: RunId, *, by: str, asking: Asking | None = None) -> State:
+    async def resume(
+        self, run: RunId, *, by: str, attendant: Attendant | None = None, follower: Follower | None = None
+    ) -> State:
         """Drive on a run that waited or whose process died; one that still waits or has finished is left as it is.
 
         Raises:
             AgentStopped: somebody stopped the agent, and the run has not finished.
             JournalCorrupt: the run's record does not hold; nothing is done on the strength of a changed past.
         """
-        return await self._resume(await self._open(run, asking), by=by)
+        live = await self._open(run)
+        live.attendant, live.follower = attendant or live.attendant, follower or live.follower
+        return await self._resume(live, by=by)
 
-    async def _resume(self, live: _Live, *, by: str) -> State:
+    async def _resume(self, live: Live, *, by: str) -> State:
         state = live.state
         if state.status is Status.FINISHED:
             return state
@@ -251,7 +212,7 @@ class Driver:
         await live.flush()  # at once, so that a run which brings us down before it gets anywhere is counted and stopped
         return await self._drive(live)
 
-    async def _open(self, run: RunId, asking: Asking | None = None) -> _Live:
+    async def _open(self, run: RunId) -> Live:
         recorded = await read_run(self._journal, run)
         first = recorded[0].event
         assert isinstance(first, ev.RunStarted)
@@ -261,14 +222,14 @@ class Driver:
             place = Place(session=first.session, principal=first.principal, at_ms=recorded[0].at_ms)
             await self._spending.read(place)
         begin = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
-        return _Live(self._journal, self._watcher, fold(begin, recorded), asking)
+        return Live(self._journal, self._watcher, fold(begin, recorded), self._attendant)
 
     async def _history(self, session: str, previous: Sequence[RunId], *, before: RunId | None) -> History:
         return await read_history(self._journal, session, previous, before=before, receipts=self._keeps_receipts)
 
-    async def _drive(self, live: _Live) -> State:
+    async def _drive(self, live: Live) -> State:
         try:
-            async with self._stops.heeded(), live.asking.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
+            async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
                     await self._perform(live, command)
                 await live.flush()
@@ -278,24 +239,25 @@ class Driver:
                 live.record(event)
             await live.flush()
         except BrokenOff:
-            for event in cancelled(
-                live.state, live.state.client or "its client", "its client cancelled the call while it ran"
-            ):
+            for event in cancelled(live.state, live.state.client or "its client", "its client cancelled it meanwhile"):
                 live.record(event)
             await live.flush()
         finally:
             self._spending.rests(live.state)
-            if not live.state.client:  # what serves a client's session goes on serving it
+            waits_for_input = (
+                live.state.suspended_for == "input"
+            )  # its server may know its own state only while it lives
+            if not live.state.client and not waits_for_input:  # what serves a client's session goes on serving it
                 await self._tools.end(live.state.run)
         return live.state
 
-    def _informed(self, live: _Live) -> State:
+    def _informed(self, live: Live) -> State:
         """The state as a decision needs it: with what the other runs under shared limits have used by now."""
         if self._spending.counts:
             live.state = replace(live.state, others=self._spending.driving(live.state))
         return live.state
 
-    async def _perform(self, live: _Live, command: do.Command) -> None:
+    async def _perform(self, live: Live, command: do.Command) -> None:
         match command:
             case do.Infer():
                 await self._infer(live, command)
@@ -313,12 +275,14 @@ class Driver:
                 await self._probe(live, call)
             case do.Doubt(call, why):
                 live.record(ev.EffectDoubted(call=call.id, why=why))
+            case do.Drop(call, outcome, why):
+                live.record(dropped(call, outcome, why))
             case do.Suspend(reason, call, message):
                 live.record(ev.RunSuspended(reason=reason, call=call.id, message=message))
             case do.Finish():
                 live.record(finished(live.state, command))
 
-    async def _infer(self, live: _Live, command: do.Infer) -> None:
+    async def _infer(self, live: Live, command: do.Infer) -> None:
         prompt = build_prompt(self.agent, self._definitions, live.state.transcript)
         if not live.state.context_built:
             live.record(ev.ContextBuilt(step=command.step, digest=prompt.digest))
@@ -333,7 +297,7 @@ class Driver:
         latency_ms = round((time.perf_counter() - began) * 1000, 3)
         live.record(replied(command, answer, latency_ms))
 
-    async def _wait(self, live: _Live, delay_s: float) -> None:
+    async def _wait(self, live: Live, delay_s: float) -> None:
         if delay_s:
             await live.flush()
             await self._sleep(delay_s)
@@ -345,7 +309,7 @@ class Driver:
             return state
         return replace(state, receipts=await self._elsewhere.standing(state))
 
-    async def _ask(self, live: _Live, call: CallState) -> None:
+    async def _ask(self, live: Live, call: CallState) -> None:
         """Ask for approval; answered at once where somebody gave it beforehand for calls like this one."""
         live.record(self._gate.ask(live.state, call, now_ms()))
         state, asked = live.state, live.state.call(call.id)
@@ -363,7 +327,7 @@ class Driver:
         assert self._standing is not None
         return await asyncio.to_thread(self._standing.use, standing.id, run=state.run, call=call.id, at_ms=now_ms())
 
-    async def _execute(self, live: _Live, calls: tuple[CallState, ...]) -> None:
+    async def _execute(self, live: Live, calls: tuple[CallState, ...]) -> None:
         work = [(call, *self._released(live, call)) for call in calls]
         for call, item, permit in work:
             if call.effect is not Effect.READ:
@@ -371,13 +335,16 @@ class Driver:
         await live.flush()
         if len(work) == 1:
             call, item, permit = work[0]
-            once = call.effect is Effect.ONCE and item.tool.once_for_principal
+            once = call.effect is Effect.ONCE and item.tool.once_for_principal and item.round is None
             if once and (other := await self._elsewhere.before(live.state, call)):
                 live.record(joined(call, other))
             else:
                 await self._execute_alone(live, call, item, permit)
             return
-        running = {asyncio.create_task(self._tools.call(item, permit)): (call, item) for call, item, permit in work}
+        running = {
+            asyncio.create_task(self._tools.call(item, permit, None, ask_live(live, item))): (call, item)
+            for call, item, permit in work
+        }
         try:
             while running:
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -387,13 +354,13 @@ class Driver:
         finally:
             await _cancel(running)
 
-    async def _execute_alone(self, live: _Live, call: CallState, item: PermittedCall, permit: Permit) -> None:
+    async def _execute_alone(self, live: Live, call: CallState, item: PermittedCall, permit: Permit) -> None:
         """Run one call. Past its deadline it is in doubt, durably, while its result is still waited for."""
         if not item.tool.repeats.late_s:
-            self._settle(live, call, item, await self._tools.call(item, permit))
+            self._settle(live, call, item, await self._tools.call(item, permit, None, ask_live(live, item)))
             return
         overdue = asyncio.Event()
-        running = asyncio.create_task(self._tools.call(item, permit, overdue.set))
+        running = asyncio.create_task(self._tools.call(item, permit, overdue.set, ask_live(live, item)))
         deadline = asyncio.create_task(overdue.wait())
         try:
             await asyncio.wait({running, deadline}, return_when=asyncio.FIRST_COMPLETED)
@@ -405,13 +372,12 @@ class Driver:
         finally:
             await _cancel((running, deadline))
 
-    def _released(self, live: _Live, call: CallState) -> tuple[PermittedCall, Permit]:
-        release = self._gate.release(live.state, call, now_ms())
-        return self._permitted(live.state, call.id, release, live.asking.listener)
+    def _released(self, live: Live, call: CallState) -> tuple[PermittedCall, Permit]:
+        item, permit = self._permitted(live.state, call.id, self._gate.release(live.state, call, now_ms()))
+        offers = live.attendant.offers if live.attendant else item.offers
+        return replace(item, offers=offers, listener=live.follower.listener), permit
 
-    def _permitted(
-        self, state: State, call_id: str, release: Release, listener: Listener | None = None
-    ) -> tuple[PermittedCall, Permit]:
+    def _permitted(self, state: State, call_id: str, release: Release) -> tuple[PermittedCall, Permit]:
         item = PermittedCall(
             run=state.run,
             session=state.session,
@@ -420,13 +386,19 @@ class Driver:
             arguments=release.arguments,
             digest=release.digest,
             key=release.key,
+            round=release.round,
+            principal=state.principal,
             kept_for=_kept_for(state),
-            listener=listener,
         )
         return item, release.permit
 
-    def _settle(self, live: _Live, call: CallState, item: PermittedCall, outcome: Outcome) -> None:
-        """Record an outcome: made again where that does no harm and may help; in doubt where it must not be."""
+    def _settle(self, live: Live, call: CallState, item: PermittedCall, outcome: Outcome) -> None:
+        """Record an outcome: made again where that does no harm and may help; in doubt where it must not be; and where
+        its server asks for input, that."""
+        if outcome.asked is not None:
+            for event in round_asked(live.state.call(item.id), outcome, self.agent.approval_expires_s):
+                live.record(event)
+            return
         may_help = outcome.transient or (outcome.unknown and item.tool.effect is Effect.KEYED)
         again = may_help and call.attempts < item.tool.retries
         if again and not do.over_wall(live.state, self.agent.budget, now_ms()):
@@ -439,7 +411,7 @@ class Driver:
             reply = outcome.reply if live.state.client else ""
             live.record(settled(item, outcome, late=late, freed_by=freed_by, reply=reply))
 
-    async def _probe(self, live: _Live, call: CallState) -> None:
+    async def _probe(self, live: Live, call: CallState) -> None:
         """Ask whether a call in doubt happened. What cannot be asked, or is not answered, decides nothing."""
         state = live.state
         try:

@@ -8,10 +8,10 @@ from lockstep.journal import events as ev
 from lockstep.journal.attachments import pack
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import JOINED
-from lockstep.kernel.state import CallState, Receipt, State
+from lockstep.kernel.state import CallState, Phase, Receipt, State
 from lockstep.model.port import AskedCall, Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
-from lockstep.values import format_usd
+from lockstep.values import Effect, format_usd
 
 CLIENT = "mcp-client"
 """What stands as the provider where a client asked for a call and no model did."""
@@ -125,6 +125,39 @@ def doubted(call_id: str, outcome: Outcome) -> ev.EffectDoubted:
         run_ms=outcome.run_ms,
         egress=outcome.egress,
     )
+
+
+def dropped(call: CallState, outcome: str, why: str) -> ev.EffectSettled | ev.EffectDoubted:
+    """A call that ends between two rounds: not carried out, unless a request of an earlier round may have been."""
+    if call.unsure and call.effect in (Effect.ONCE, Effect.KEYED):
+        why = f"it asked for input after a request that may have changed something, and went no further: {why}"
+        return ev.EffectDoubted(call=call.id, why=why)
+    text = f"Not carried out: {call.name} asked for input and went no further, because {why.rstrip('.')}."
+    return ev.EffectSettled(call=call.id, outcome=outcome, text=text)
+
+
+def cancelled(state: State, by: str, why: str) -> list[ev.Event]:
+    """The end of an unfinished run for good. What was let go and is not settled stays in doubt."""
+    intended = [call for call in state.calls if call.phase is Phase.INTENDED]
+    asking = [call for call in state.calls if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED)]
+    unknown = [call.name for call in asking if call.unsure]
+    doubted = unknown + [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
+    message = f"Cancelled by {by}."
+    if doubted:
+        message += f" {', '.join(doubted)} may have happened: nobody settled it."
+    totals = state.totals
+    end = ev.RunFinished(
+        stop_reason="cancelled",
+        message=message,
+        steps=totals.steps,
+        calls=totals.calls,
+        cost_usd=format_usd(totals.cost_usd),
+    )
+    return [
+        *(ev.EffectDoubted(call=call.id, why=why) for call in intended),
+        *(dropped(call, "not_continued", "the run was cancelled") for call in asking),
+        end,
+    ]
 
 
 def settled(

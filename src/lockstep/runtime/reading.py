@@ -42,7 +42,8 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """A call that waits for a person: for approval (`Phase.WAITING`) or to be reconciled (`Phase.DOUBTED`)."""
+    """A call that waits for a person: for approval (`Phase.WAITING`), for an answer to its server
+    (`Phase.NEEDS_INPUT`), or to be reconciled (`Phase.DOUBTED`)."""
 
     state: State
     call: CallState
@@ -186,5 +187,5 @@ def waiting(runs: Iterable[State | Unreadable]) -> list[Waiting]:
         for state in runs
         if isinstance(state, State) and state.status is not Status.FINISHED
         for call in state.calls
-        if call.phase in (Phase.WAITING, Phase.DOUBTED)
+        if call.phase in (Phase.WAITING, Phase.NEEDS_INPUT, Phase.DOUBTED)
     ]

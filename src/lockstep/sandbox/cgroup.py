@@ -70,10 +70,11 @@ class Cgroup:
     def peak_memory_bytes(self) -> int:
         """Raises OSError where the kernel does not keep it."""
         directory = self.directories[0]
-        for name in ("memory.peak", "memory.max_usage_in_bytes"):
-            with contextlib.suppress(FileNotFoundError):
-                return int((directory / name).read_text())
-        return int((directory / "memory.current").read_text())
+        if len(self.directories) > 1:
+            return int(read_now(f"{directory}/memory.max_usage_in_bytes"))
+        with contextlib.suppress(FileNotFoundError):
+            return int(read_now(f"{directory}/memory.peak"))
+        return int(read_now(f"{directory}/memory.current"))
 
     def out_of_memory(self) -> bool:
         """Whether the kernel has killed something in it for its memory limit."""
@@ -91,6 +92,15 @@ class Cgroup:
         for pid in _processes(self.directories):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def read_now(path: str) -> str:
+    """A small file of the kernel, read plainly: measuring reads several of them ten times a second."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4096).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _processes(directories: Sequence[Path]) -> list[int]:

@@ -85,6 +85,8 @@ class EgressRecord:
     duration_ms: float
     flag: str = ""
     """What somebody should look into: "secret_misplaced" when a placeholder was where it does not belong."""
+    purpose: str = ""
+    """Of a request that the host itself sends to a server elsewhere: the method of the protocol, or "oauth"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +106,13 @@ class ProcessEnded(Exception):
     """The process inside ended before it answered.
 
     `exit_code` is None when unknown; `limit` names the limit that ended it ("wall_s", "output_bytes", ...), or "".
-    `stderr` is the tail of what it printed, at most 8 KiB.
+    `stderr` is the tail of what it printed, at most 8 KiB. Of a server elsewhere `limit` is "connection" when that
+    broke, `stderr` says how, and `reached` is False where nothing that was sent last can have got there.
     """
 
-    def __init__(self, *, exit_code: int | None, limit: str, stderr: str) -> None:
+    def __init__(self, *, exit_code: int | None, limit: str, stderr: str, reached: bool = True) -> None:
         super().__init__(f"the process in the sandbox ended (exit code {exit_code}, limit {limit or 'none'})")
+        self.reached = reached
         self.exit_code = exit_code
         self.limit = limit
         self.stderr = stderr
@@ -151,6 +155,12 @@ class Process(Protocol):
     def rest(self) -> None:
         """Stop the clock: nothing is asked of the process until it is admitted. Before `rest` it has `wall_s` to get
         ready."""
+
+    def pause(self) -> None:
+        """Stop the wall clock while what the process asked for is found out; everything else is still measured."""
+
+    def go_on(self) -> None:
+        """Let the wall clock run on from where it stood."""
 
     @property
     def alive(self) -> bool:

@@ -34,6 +34,7 @@ class Exchange:
     bytes_out: int = 0
     bytes_in: int = 0
     flag: str = ""
+    purpose: str = ""
 
     def record(self) -> EgressRecord:
         return EgressRecord(
@@ -46,4 +47,5 @@ class Exchange:
             bytes_in=self.bytes_in,
             duration_ms=(time.monotonic() - self.began) * 1000,
             flag=self.flag,
+            purpose=self.purpose,
         )

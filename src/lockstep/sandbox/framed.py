@@ -73,6 +73,8 @@ class FramedChild:
         self._received = 0
         self._tail = bytearray()
         self._wall: asyncio.TimerHandle | None = None
+        self._left_s: float | None = None
+        """Of a clock that is paused: what is left."""
         self.limit = ""
         """The limit that ended the child, or ""."""
         self.talked = asyncio.Event()
@@ -92,6 +94,7 @@ class FramedChild:
     def start_clock(self) -> None:
         """From now on the child has `wall_s` seconds and `output_bytes` bytes."""
         self.stop_clock()
+        self._left_s = None
         self._received = 0
         if not self.ended.done():
             self._wall = asyncio.get_running_loop().call_later(self._limits.wall_s, self.hit, "wall_s")
@@ -105,6 +108,17 @@ class FramedChild:
         if not self.limit and not self.ended.done():
             self.limit = limit
             self._kill()
+
+    def pause_clock(self) -> None:
+        if self._wall is not None and not self._wall.cancelled():
+            self._left_s = max(0.0, self._wall.when() - asyncio.get_running_loop().time())
+            self._wall.cancel()
+
+    def continue_clock(self) -> None:
+        """Let a clock that was paused run on for what was left of it."""
+        if self._left_s is not None and not self.ended.done():
+            self._wall = asyncio.get_running_loop().call_later(self._left_s, self.hit, "wall_s")
+        self._left_s = None
 
     async def send(self, frame: bytes) -> None:
         """Write one frame. To a child that is gone this does nothing: `receive` says how it ended.

@@ -106,6 +106,12 @@ class SandboxProcess:
         self._stop_watching()
         self._ready = time.monotonic()
 
+    def pause(self) -> None:
+        self.framed.pause_clock()
+
+    def go_on(self) -> None:
+        self.framed.continue_clock()
+
     @property
     def alive(self) -> bool:
         return not self.framed.ended.done()

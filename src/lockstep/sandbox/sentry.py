@@ -12,9 +12,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from lockstep.sandbox.cgroup import read_now
+
 _BLOCK = 512  # bytes per block in struct stat
 _TICKS = os.sysconf("SC_CLK_TCK")
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = "/sys/fs/cgroup"
 
 
 class Sentry:
@@ -124,11 +126,10 @@ def _tree(pid: int) -> Iterator[int]:
 
 def cgroup_cpu_s(name: str) -> float:
     """CPU seconds used by a control group, from either version of the hierarchy."""
-    with contextlib.suppress(OSError):
-        return int((_CGROUPS / "cpuacct" / name / "cpuacct.usage").read_text()) / 1e9
-    with contextlib.suppress(OSError):
-        return int((_CGROUPS / "cpu,cpuacct" / name / "cpuacct.usage").read_text()) / 1e9
-    first = (_CGROUPS / name / "cpu.stat").read_text().split("\n", 1)[0]
+    for controller in ("cpuacct", "cpu,cpuacct"):
+        with contextlib.suppress(OSError):
+            return int(read_now(f"{_CGROUPS}/{controller}/{name}/cpuacct.usage")) / 1e9
+    first = read_now(f"{_CGROUPS}/{name}/cpu.stat").split("\n", 1)[0]
     return int(first.split()[1]) / 1e6
 
 

@@ -60,6 +60,8 @@ class Recipe(Generic[T]):
     backend: Backend
     spec: SandboxSpec
     warm_up: Callable[[Process], Awaitable[T]]
+    greeting: tuple[str, ...] = ()
+    """What `warm_up` says of us: a sandbox that was told otherwise cannot stand in."""
 
     @cached_property
     def key(self) -> Digest:
@@ -76,6 +78,7 @@ class Recipe(Generic[T]):
                 "secrets": [repr(secret) for secret in spec.secrets],
                 "limits": repr(limits),
                 "single_use": spec.single_use,
+                "greeting": list(self.greeting),
             }
         )
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
+from lockstep.telemetry.rounds import Input, in_words
 
 
 @dataclass(kw_only=True, slots=True)
 class Node:
-    """One thing that took time. `kind`: run, step, model, call, approval, attempt, doubt, sandbox, tool or stop."""
+    """One thing that took time: a run, step, model, call, approval, attempt, doubt, input, sandbox, tool or stop."""
 
     kind: str
     name: str
@@ -82,6 +83,12 @@ class _Builder:
                 self._answered(event.call, f"{'approved' if given else 'refused'} by {event.by}", at)
             case ev.EffectSettled():
                 self._settled(event, at)
+            case ev.InputAsked():
+                self._asked(event, at)
+            case ev.InputGiven():
+                node = self._open.pop(event.input)
+                node.outcome, node.duration_ms = f"{in_words(event)} by {event.by}", at - node.start_ms
+                node.notes += filter(None, [event.because])
             case (
                 ev.EffectRetried() | ev.EffectDoubted() | ev.EffectProbed() | ev.EffectReconciled() | ev.DoubtSettled()
             ):
@@ -89,6 +96,20 @@ class _Builder:
             case _:
                 self._run_event(event, at)
         self._last_at = at
+
+    def _asked(self, event: ev.InputAsked, at: int) -> None:
+        """A server's question: it ends a round of the call, or is waited for within one."""
+        call = self._calls[event.call]
+        if not event.live:
+            run = Node(kind="tool", name="round", start_ms=at - event.run_ms, duration_ms=event.run_ms)
+            run.notes += [_request(record) for record in event.egress]
+            call.children.append(run)
+            self._ran.append((run.start_ms, at))
+            self._busy.append((run.start_ms, at))
+        call.outcome = "asks for input"
+        words = Input(id=event.input, asked=event.asked, live=event.live, event=0, at_ms=at).words
+        self._open[event.input] = node = Node(kind="input", name=words, start_ms=at)
+        call.children.append(node)
 
     def _unsettled(
         self,
@@ -209,7 +230,10 @@ class _Builder:
 
 def _request(record: Mapping[str, str | int | float | bool | None]) -> str:
     flag = f" ({record['flag']})" if record.get("flag") else ""
-    return f"{record['method']} {record['url']} -> {record['status'] if record['allowed'] else 'refused'}{flag}"
+    purpose = f" {record['purpose']}" if record.get("purpose") else ""
+    return (
+        f"{record['method']} {record['url']}{purpose} -> {record['status'] if record['allowed'] else 'refused'}{flag}"
+    )
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from lockstep.agent.lock import DIMENSIONS, Lock
 from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
+from lockstep.telemetry.rounds import Input, with_input
 from lockstep.values import Json, canonical, format_usd, parse_usd
 
 _DEEPEST = 64
@@ -189,6 +190,8 @@ class Action:
     approval: Approval | None = None
     permits: list[Permit] = field(default_factory=list)
     retries: list[Retry] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
+    """What its server asked for before it went on."""
     receipt: Receipt | None = None
     doubt: Doubt | None = None
     sandbox: Sandbox | None = None
@@ -356,6 +359,8 @@ class _Reading:
                     at_ms=item.at_ms,
                 )
                 action.retries.append(retry)
+            case ev.InputAsked() | ev.InputGiven():
+                action.inputs = with_input(action.inputs, event, item)
             case ev.EffectProbed() if action.doubt is not None:
                 probe = Probe(tool=event.tool, outcome=event.outcome, event=item.seq, at_ms=item.at_ms)
                 action.doubt = replace(action.doubt, probes=(*action.doubt.probes, probe))

@@ -1,7 +1,8 @@
 """An MCP client over a sandboxed process: just enough protocol for one call, and no trust in what comes back.
 
 Everything received is attacker-controlled: frames are capped by the sandbox, parsed strictly, matched by id, and frames
-nobody asked for are counted and dropped. Our runner and third-party stdio servers speak the same protocol here.
+nobody asked for are counted and dropped. Our runner and third-party servers speak the same protocol here; a server
+elsewhere has the face of a process.
 
 Two eras: the modern revision has no handshake, every request says in `_meta` which revision it is; the legacy ones
 begin with `initialize`.
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from lockstep.agent.context import LIST
+from lockstep.gate.rounds import Round
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
-from lockstep.tools.port import Notice
-from lockstep.values import Json, JsonObject
+from lockstep.tools.inputs import ONE, WORDS, BadQuestion, read_request
+from lockstep.tools.port import Ask, Notice
+from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
+CALL = "tools/call"
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
 """What our own runner is spoken to in."""
@@ -33,9 +37,11 @@ MAX_DEFINITIONS = 1000
 DISCOVER_S = 5.0
 """How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
 one that is waiting for its handshake."""
-_META = "io.modelcontextprotocol/"
-LOG_LEVEL = f"{_META}logLevel"
+META = "io.modelcontextprotocol/"
+LOG_LEVEL = f"{META}logLevel"
+_UNSUPPORTED_VERSION = -32022
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
+CAPABILITIES: Mapping[str, JsonObject] = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
 
 
 class BadReply(Exception):
@@ -45,20 +51,31 @@ class BadReply(Exception):
 class ServerError(Exception):
     """The server answered with a JSON-RPC error."""
 
-    def __init__(self, code: int, message: str, data: Json = None) -> None:
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
         self.data = data
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class Unauthorized(ServerError):
+    """A server elsewhere refuses who asks (`code` is 401 or 403), or a token for it cannot be had."""
 
 
 class McpClient:
     """One conversation with one server process, in `protocol` once that is settled."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, offers: Collection[str] = ()) -> None:
+        """`offers`: what a server may ask for, of `tools.inputs.WORDS`."""
         self._process = process
+        self.offers = frozenset(offers)
         self._next_id = 1
         self._stray = 0
+        self.ask: Ask | None = None
+        """Who answers what a server asks for that holds its call open; only of a legacy one."""
         self.protocol = ""
         self.capabilities: Mapping[str, Any] = {}
         """What the server said it has, where it was asked."""
@@ -74,15 +91,23 @@ class McpClient:
             BadReply, ServerError, ProcessEnded: it does not speak MCP.
         """
         self.protocol = MODERN
-        try:
-            async with asyncio.timeout(DISCOVER_S):
-                found = await self.request("server/discover", {})
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(DISCOVER_S):
+                    found = await self.request("server/discover", {})
+            except Unauthorized:
+                raise
+            except ServerError as error:
+                if error.code == _UNSUPPORTED_VERSION and MODERN in _supported(error.data):
+                    continue  # it says that it takes what it refused: asked once more
+                break
+            except TimeoutError:
+                break
             versions = found.get("supportedVersions")
             if isinstance(versions, list) and MODERN in versions:
                 self._take_capabilities(found)
                 return self.protocol
-        except (ServerError, TimeoutError):
-            pass
+            break
         await self.initialize(LEGACY[0])
         return self.protocol
 
@@ -105,7 +130,7 @@ class McpClient:
         """
         self.protocol = protocol
         result = await self.request(
-            "initialize", {"protocolVersion": protocol, "capabilities": {}, "clientInfo": _CLIENT}
+            "initialize", {"protocolVersion": protocol, "capabilities": self._capabilities, "clientInfo": _CLIENT}
         )
         answered = result.get("protocolVersion")
         if answered not in LEGACY:
@@ -146,15 +171,19 @@ class McpClient:
             more["cursor"] = page.cursor
         raise BadReply(f"its list of {key} has more than {MAX_PAGES} pages")
 
-    async def call_tool(self, name: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
-        """The raw `tools/call` result."""
-        return await self.request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+    async def call_tool(
+        self, name: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
+    ) -> Mapping[str, Any]:
+        """The raw `tools/call` result; with `round` the call goes on that a result which required input had ended."""
+        return await self.request(CALL, {"name": name, "arguments": arguments, **_added(round), "_meta": meta})
 
-    async def ask_context(self, method: str, arguments: JsonObject, meta: JsonObject) -> Mapping[str, Any]:
-        """The raw result of a method that reads; of a list, all pages of it."""
+    async def ask_context(
+        self, method: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
+    ) -> Mapping[str, Any]:
+        """The raw result of a method that reads; of a list, all pages of it. `round` as for a tool."""
         if method == LIST:
             return {"resources": await self.listed(method, "resources", meta)}
-        return await self.request(method, {**arguments, "_meta": meta})
+        return await self.request(method, {**arguments, **_added(round), "_meta": meta})
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -162,32 +191,49 @@ class McpClient:
         await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": self._enveloped(params)})
         while True:
             frame = await self._receive()
-            if "method" in frame and "id" in frame:
-                await self._decline(frame)
-            elif "method" in frame:
+            if "method" in frame and "id" not in frame:
                 self._tell(frame)
+            elif "method" in frame:
+                if not await self._answered(frame):
+                    await self._decline(frame)
             elif frame.get("id") == number and not isinstance(frame["id"], bool):
                 return _result(frame)
             self._count_stray(method)
 
-    def _take_capabilities(self, said: Mapping[str, Any]) -> None:
-        capabilities = said.get("capabilities")
-        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
+    @property
+    def _capabilities(self) -> JsonObject:
+        return {name: CAPABILITIES[name] for name in sorted(self.offers)}
 
     def _enveloped(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.protocol != MODERN:
             return params
         envelope = {
-            f"{_META}protocolVersion": MODERN,
-            f"{_META}clientInfo": _CLIENT,
-            f"{_META}clientCapabilities": {},
+            f"{META}protocolVersion": MODERN,
+            f"{META}clientInfo": _CLIENT,
+            f"{META}clientCapabilities": self._capabilities,
         }
         return {**params, "_meta": {**params.get("_meta", {}), **envelope}}
+
+    async def _answered(self, frame: Mapping[str, Any]) -> bool:
+        """Put a request to whoever is there, if there is somebody and the server may ask this."""
+        number, method = frame.get("id"), frame["method"]
+        word = next((word for word, known in WORDS.items() if known == method and word in self.offers), None)
+        if self.ask is None or word is None or self.protocol == MODERN or not _is_id(number):
+            return False
+        try:
+            asked = read_request(frame, self.offers)
+        except BadQuestion as problem:
+            raise BadReply(str(problem)) from problem
+        result = (await self.ask(asked) or {}).get(ONE)
+        if result is None:
+            return False
+        await self._send({"jsonrpc": "2.0", "id": number, "result": result})
+        return True
 
     async def _decline(self, frame: Mapping[str, Any]) -> None:
         """Requests of a server to us (sampling, roots, elicitation) are declined."""
         number = frame.get("id")
-        if not isinstance(number, str | int) or isinstance(number, bool):
+        if not _is_id(number):
             return
         if frame["method"] == "ping":
             await self._send({"jsonrpc": "2.0", "id": number, "result": {}})
@@ -202,6 +248,10 @@ class McpClient:
         params = frame.get("params")
         if self.hear is not None and self._stray < MAX_NOTICES:
             self.hear(Notice(method=str(frame["method"]), params=params if isinstance(params, dict) else {}))
+
+    def _take_capabilities(self, said: Mapping[str, Any]) -> None:
+        capabilities = said.get("capabilities")
+        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
 
     def _count_stray(self, method: str) -> None:
         self._stray += 1
@@ -222,11 +272,31 @@ class McpClient:
         return frame
 
 
+def _supported(data: Any) -> list[Any]:
+    supported = data.get("supported") if isinstance(data, dict) else None
+    return supported if isinstance(supported, list) else []
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, str | int) and not isinstance(number, bool)
+
+
+def _added(round: Round | None) -> JsonObject:
+    """What a request says beside its first round."""
+    more: dict[str, Any] = {}
+    if round is not None and round.responses:
+        more["inputResponses"] = round.responses
+    if round is not None and round.state is not None:
+        more["requestState"] = round.state
+    return more
+
+
 def _result(frame: Mapping[str, Any]) -> Mapping[str, Any]:
     error = frame.get("error")
     if isinstance(error, dict):
         code = error.get("code")
-        raise ServerError(code if isinstance(code, int) else 0, str(error.get("message", ""))[:4000], error.get("data"))
+        said = str(error.get("message", ""))[:4000]
+        raise ServerError(code if isinstance(code, int) else 0, said, error.get("data"))
     result = frame.get("result")
     if not isinstance(result, dict):
         raise BadReply("its answer has neither result nor error")

@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from lockstep.agent.context import METHODS
 from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
+from lockstep.tools.client import CALL, LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
+from lockstep.tools.inputs import Asked, BadQuestion, read_result
 from lockstep.tools.offering import live
-from lockstep.tools.port import Notice, Outcome, PermittedCall
+from lockstep.tools.port import Ask, Notice, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
 from lockstep.values import JsonObject, sha256
@@ -28,6 +28,9 @@ from lockstep.values import JsonObject, sha256
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 """Of 4xx, those a server or something before it may send although the request was carried out."""
+
+_NOT_CARRIED_OUT = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+"""Errors by which the protocol says that a request was not carried out: unreadable, unknown, invalid, refused."""
 
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
@@ -37,9 +40,13 @@ _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 @dataclass(kw_only=True, slots=True)
 class Ready:
-    """A server that has been greeted: the client that speaks to it, and what it said it offers."""
+    """A server that has been greeted: the client that speaks to it, and what it said it offers.
+
+    One elsewhere is greeted by its first call (`met` is False until then): nothing is sent to it without a permit.
+    """
 
     client: McpClient
+    met: bool = True
     live: dict[str, Mapping[str, JsonObject]] = field(default_factory=dict)
     """By method (of tools, empty; else one of `agent.context`): the definitions that its calls are held against."""
 
@@ -52,13 +59,16 @@ class Ready:
         found = self.live[method] = await live(self.client, method)
         return found
 
-    async def now(self, method: str) -> Mapping[str, JsonObject]:
+    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
         """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
 
         Raises as `learn`.
         """
-        known = self.live.get(method)
-        offered = await self.learn(method) if known is None else known
+        if not self.met:
+            await self.client.resume(tool.protocol)
+            self.met = True
+        known = self.live.get(tool.method)
+        offered = await self.learn(tool.method) if known is None else known
         self.live.clear()  # from here on it may be another's
         return offered
 
@@ -71,13 +81,18 @@ class NotServing(NotReady):
         self.outcome = outcome
 
 
+async def meet(tool: LockedTool, process: Process) -> Ready:
+    """As `greet`, of a server elsewhere: it hears nothing yet."""
+    return Ready(client=McpClient(process, tool.asks), met=False)
+
+
 async def greet(tool: LockedTool, process: Process) -> Ready:
     """Shake hands and ask what is offered, so that only the call itself is left to send.
 
     Raises:
         NotServing: it does not get that far.
     """
-    client = McpClient(process)
+    client = McpClient(process, tool.asks)
     try:
         await client.resume(tool.protocol)
         ready = Ready(client=client)
@@ -88,31 +103,72 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
 
 
 async def converse(
-    ready: Ready, call: PermittedCall, process: Process, on_overdue: Callable[[], None] | None = None
+    ready: Ready,
+    call: PermittedCall,
+    process: Process,
+    on_overdue: Callable[[], None] | None = None,
+    ask: Ask | None = None,
 ) -> Outcome:
     """One call, start to end; from the moment it is sent, silence means doubt.
 
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
     try:
-        offered = await ready.now(call.tool.method)
+        offered = await ready.now(call.tool)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _failed(call.tool, error, process, sent=False)
     if (drifted := _drifted(call.tool, offered)) is not None:
         return drifted
-    late = on_overdue and call.tool.repeats.late_s > 0
-    timer = asyncio.get_running_loop().call_later(call.tool.timeout_s, on_overdue) if on_overdue and late else None
+    late = on_overdue is not None and call.tool.repeats.late_s > 0
+    clock = _Clock(process, call.tool.timeout_s, on_overdue if late else None)
     try:
+        ready.client.ask = clock.outside(ask) if ask is not None else None
+        ready.client.offers = frozenset(call.tool.asks) & call.offers
         result = await _asked(ready.client, call)
-        outcome = _outcome(call.tool.method, result, process)
+        if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
+            return _asking(call.tool, ready.client, result, process)
+        outcome = _outcome(call.tool, result, process)
         if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
         return _with_declined(outcome, ready.client.declined)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _with_declined(_failed(call.tool, error, process, sent=True), ready.client.declined)
     finally:
-        if timer is not None:
-            timer.cancel()
+        clock.stop()
+
+
+class _Clock:
+    """The deadline of a call, and its process's clock: a person's time counts for neither."""
+
+    def __init__(self, process: Process, timeout_s: float, on_overdue: Callable[[], None] | None) -> None:
+        self._process = process
+        self._on_overdue = on_overdue
+        self._timer: asyncio.TimerHandle | None = None
+        self._start(timeout_s)
+
+    def _start(self, left_s: float) -> None:
+        if self._on_overdue is not None:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._on_overdue)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def outside(self, ask: Ask) -> Ask:
+        """`ask`, with the clock standing still while it is awaited."""
+
+        async def asking(asked: Asked) -> JsonObject | None:
+            left_s = self._timer.when() - asyncio.get_running_loop().time() if self._timer else 0.0
+            self.stop()
+            self._process.pause()
+            try:
+                return await ask(asked)
+            finally:
+                self._process.go_on()
+                if left_s > 0:  # else it had passed before
+                    self._start(left_s)
+
+        return asking
 
 
 def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, process: Process, *, sent: bool) -> Outcome:
@@ -123,6 +179,8 @@ def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, proc
         kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
         reply = reply_of_error(error.code, error.message, error.data)
         acted, passing = sent and may_have_acted(process.egress_log()), sent and _may_pass(process.egress_log())
+        if tool.errors_not_done or (tool.remote and error.code in _NOT_CARRIED_OUT):
+            acted = False
         text = f"{tool.name} failed: {error.message}"
         return Outcome(kind=kind, text=text, reply=reply, detail=detail, unknown=acted, transient=passing)
     return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
@@ -135,23 +193,25 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
             kind, text = "timeout", f"{tool.name} did not answer within {waited_s:g} s and was ended."
         case "output_bytes":
             kind, text = "output_too_large", f"{tool.name} sent more than {tool.limits.output_kb} KiB and was ended."
+        case "connection":
+            kind, text = "process_ended", f"{tool.name} was not answered: {ended.stderr}."
         case "":
             kind, text = "process_ended", f"{tool.name} ended without an answer (exit code {ended.exit_code})."
         case limit:
             kind, text = "process_ended", f"{tool.name} hit its limit {limit} and was ended."
     if not sent:
         text += " It had not been called yet."
-    passing = ended.limit in ("", "wall_s")
-    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent, transient=passing)
+    passing = ended.limit in ("", "wall_s", "connection")
+    return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent and ended.reached, transient=passing)
 
 
 async def _asked(client: McpClient, call: PermittedCall) -> Mapping[str, Any]:
     """The result of the call itself; whoever listens to it hears what is said meanwhile."""
     client.hear = _hearing(call)
     try:
-        if call.tool.method in METHODS:
-            return await client.ask_context(call.tool.method, call.arguments, _meta(call))
-        return await client.call_tool(call.tool.own_name, call.arguments, _meta(call))
+        if call.tool.method:
+            return await client.ask_context(call.tool.method, call.arguments, _meta(call), call.round)
+        return await client.call_tool(call.tool.own_name, call.arguments, _meta(call), call.round)
     finally:
         client.hear = None
 
@@ -188,13 +248,23 @@ def _hearing(call: PermittedCall) -> Callable[[Notice], None] | None:
     return hear
 
 
-def _outcome(method: str, result: Mapping[str, Any], process: Process) -> Outcome:
+def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], process: Process) -> Outcome:
+    """A result that requires input: as far as it says, the call has not been carried out yet."""
+    try:
+        asked = read_result(result, client.offers)
+    except BadQuestion as problem:
+        raise BadReply(str(problem)) from problem
+    # Of one elsewhere the only request is the call itself, and of that it says that it is not carried out.
+    acted = not tool.remote and may_have_acted(process.egress_log())
+    return Outcome(kind="input_required", text=f"{tool.name} asks for input.", asked=asked, acted=acted)
+
+
+def _outcome(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:
     """An MCP result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
-        asked = f"its result is {kind!r:.40}" if kind != "input_required" else "it asks for input, which is not offered"
-        raise BadReply(asked)
-    if method in METHODS:
-        text, attachments = read_context(method, result)
+        raise BadReply(f"its result is {kind!r:.40}")
+    if tool.method:
+        text, attachments = read_context(tool.method, result)
         return Outcome(kind="ok", text=text, attachments=attachments, reply=reply_of(result))
     content = result.get("content")
     if not isinstance(content, list):
@@ -202,16 +272,17 @@ def _outcome(method: str, result: Mapping[str, Any], process: Process) -> Outcom
     text, attachments = read_content(content)
     if not content and "structuredContent" in result:
         text = str(result["structuredContent"])
-    return replace(_judged(result, text, process), attachments=attachments, reply=reply_of(result))
+    return replace(_judged(tool, result, text, process), attachments=attachments, reply=reply_of(result))
 
 
-def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
+def _judged(tool: LockedTool, result: Mapping[str, Any], text: str, process: Process) -> Outcome:
     """What a result says of the call and its effect."""
     if result.get("isError") is not True:
         return Outcome(kind="ok", text=text)
     meta = result.get("_meta")
     error = meta.get(ERROR_META) if isinstance(meta, dict) else None
-    acted, passing = may_have_acted(process.egress_log()), _may_pass(process.egress_log())
+    acted = may_have_acted(process.egress_log()) and not tool.errors_not_done
+    passing = _may_pass(process.egress_log())
     if not isinstance(error, dict):  # a third-party server's word, with nothing about what it had done by then
         detail = process.stderr_tail()
         return Outcome(kind="tool_error", text=text, detail=detail, unknown=acted, transient=passing)
@@ -229,11 +300,15 @@ def _judged(result: Mapping[str, Any], text: str, process: Process) -> Outcome:
 def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
     """Whether a request left the sandbox that may have changed something and was not plainly refused.
 
+    Of what the host says to a server elsewhere only the call itself counts, not what is about sessions and tokens.
     A sandbox can act only through the proxy, so this is evidence where a tool's exception is none: a reply that could
     not be read says nothing about the booking behind it.
     """
     return any(
-        request.allowed and request.method not in _SAFE_METHODS and not _plainly_refused(request.status)
+        request.allowed
+        and request.method not in _SAFE_METHODS
+        and request.purpose in ("", CALL)
+        and not _plainly_refused(request.status)
         for request in requests
     )
 

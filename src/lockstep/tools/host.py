@@ -1,5 +1,6 @@
 """The tool host: every permitted call in a sandbox of its own, over MCP, and nothing without a permit.
 
+A server elsewhere is reached from here, by the same rules, and hears nothing at all before the permit is spent.
 A server is greeted before there is a permit, while it reaches nothing; then a call takes it, and its live definition
 must match its pin before the call is sent. After it was sent, a missing answer means that nobody knows what happened;
 before, it means that nothing did.
@@ -20,19 +21,21 @@ from lockstep.agent.locked import LockedTool
 from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError, LockstepError, SandboxBusy, SandboxUnavailable, StoreError
 from lockstep.gate.permit import Permit
-from lockstep.sandbox.contract import Backend, Findings, Limits, SandboxSpec
+from lockstep.sandbox.contract import Backend, EgressRecord, Findings, Limits, SandboxSpec
 from lockstep.sandbox.egress_forward import KEY_HEADER
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, Recipe
 from lockstep.tools.client import LEGACY, McpClient
 from lockstep.tools.code import CodeStore
-from lockstep.tools.conversation import NotServing, Ready, converse, greet
+from lockstep.tools.conversation import NotServing, Ready, converse, greet, meet
 from lockstep.tools.definitions import Offer
 from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
 from lockstep.tools.offering import offered
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
+from lockstep.tools.remote_headers import parameter_headers
+from lockstep.tools.remote_servers import RemoteServers, remote_spec
 from lockstep.tools.secret_values import secret_values
 from lockstep.tools.starting import RUNTIME_MOUNT, Guest
 from lockstep.values import TIER_RANK, Digest, Effect, Tier
@@ -69,6 +72,7 @@ class SandboxedTools:
         guest: Guest,
         pool: Pool[Ready] | None = None,
         sweep: Callable[[], Awaitable[None]] | None = None,
+        remotes: RemoteServers | None = None,
     ) -> None:
         """`sweep` destroys what an earlier process left of any of the backends."""
         self._backends = sorted(backends, key=lambda backend: TIER_RANK[backend.tier])
@@ -76,9 +80,16 @@ class SandboxedTools:
         self._guest = guest
         self._pool = pool or Pool()
         self._sweep = sweep
-        self._recipes: dict[tuple[int, Tier], tuple[LockedTool, Recipe[Ready]]] = {}
+        self._recipes: dict[tuple[int, Tier, str], tuple[LockedTool, Recipe[Ready]]] = {}
+        self._remotes = remotes or RemoteServers()
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         tier, degraded = call.tool.tier, ""
         try:
             values = await secret_values(call.tool.secrets, os.environ)
@@ -87,12 +98,12 @@ class SandboxedTools:
                 async def taken(choice: Choice) -> tuple[Choice, Lease[Ready]]:
                     nonlocal tier, degraded
                     tier, degraded = choice.backend.tier, choice.degraded
-                    recipe = self._recipe(call.tool, choice.backend)
+                    recipe = self._recipe(call.tool, choice.backend, call.principal)
                     return choice, await stack.enter_async_context(self._lease(call, recipe))
 
                 choice, lease = await self._where_it_starts(call.tool, taken)
                 lease.process.admit(permit, call.digest, _identity(call), values)
-                outcome = await converse(lease.ready, call, lease.process, on_overdue)
+                outcome = await converse(lease.ready, call, lease.process, on_overdue, ask)
                 lease.spoiled = outcome.kind in _SPOILS
             return _with_use(outcome, choice, lease)
         except NotServing as error:
@@ -112,20 +123,23 @@ class SandboxedTools:
         *,
         offers: Collection[str] = ("tools",),
         legacy: bool = False,
+        principal: str = "",
     ) -> Description:
         """What a source offers, asked for in a sandbox: tool code never runs outside one.
 
         `offers`: of a server, what is asked for. `legacy`: begin with the handshake, and do not ask for the modern
-        revision.
+        revision. `principal`: who asks a server elsewhere.
 
         Raises:
             ServerError, BadReply, ProcessEnded: the source cannot say.
             SandboxUnavailable, PermitError: nothing ran.
         """
-        process = await self._where_it_starts(tool, lambda choice: choice.backend.start(self._sandbox(tool)))
+        # Saying what one offers takes no secret, but for a server elsewhere, which does not even listen without.
+        values = await secret_values(tool.secrets if tool.remote else (), os.environ)
+        process = await self._where_it_starts(tool, lambda choice: choice.backend.start(self._spec(tool, principal)))
         try:
-            process.admit(permit, digest, {})
-            client = McpClient(process)
+            process.admit(permit, digest, {}, values)
+            client = McpClient(process, tool.asks)
             if not tool.source.startswith("mcp:"):
                 await client.initialize()
                 return Description(protocol="", offer=await client.list_tools())
@@ -146,6 +160,7 @@ class SandboxedTools:
 
     async def end(self, kept_for: str) -> None:
         await self._pool.end(kept_for)
+        await self._remotes.pool.end(kept_for)
 
     async def sweep(self) -> None:
         if self._sweep is not None:
@@ -154,6 +169,7 @@ class SandboxedTools:
     async def close(self) -> None:
         """Destroy every sandbox and wait until it is gone."""
         await self._pool.close()
+        await self._remotes.close()
 
     async def choose(self, tool: LockedTool) -> Choice:
         """The cheapest available backend that is at least as strong as the tool's tier; else what its lock accepts.
@@ -161,6 +177,8 @@ class SandboxedTools:
         Raises:
             SandboxUnavailable: there is none, with what was seen and the remedy.
         """
+        if tool.remote is not None:
+            return Choice(backend=self._remotes.backend(tool.remote))
         missing: list[Findings] = []
         for backend in self._backends:
             if TIER_RANK[backend.tier] >= TIER_RANK[tool.tier]:
@@ -184,20 +202,28 @@ class SandboxedTools:
                     raise
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
+        if call.tool.remote is not None:
+            return self._remotes.pool.lease_of_run(call.kept_for or call.run, recipe)
         if call.tool.run_lifetime:
             kept_for = call.kept_for or call.run
             return self._pool.lease_of_run(kept_for, recipe, gives_way=kept_for != call.run)
         return self._pool.lease(recipe)
 
-    def _recipe(self, tool: LockedTool, backend: Backend) -> Recipe[Ready]:
+    def _recipe(self, tool: LockedTool, backend: Backend, principal: str = "") -> Recipe[Ready]:
         """Made once for a tool: making it anew would be a third of what a call of a run's server costs us."""
-        known, recipe = self._recipes.get((id(tool), backend.tier), (None, None))
+        key = (id(tool), backend.tier, principal if tool.remote else "")
+        known, recipe = self._recipes.get(key, (None, None))
         if recipe is None or known is not tool:
-            recipe = Recipe(backend=backend, spec=self._sandbox(tool), warm_up=functools.partial(greet, tool))
+            warm_up, greeting = functools.partial(meet if tool.remote else greet, tool), (tool.protocol, *tool.asks)
+            spec = self._spec(tool, principal)
+            recipe = Recipe(backend=backend, spec=spec, warm_up=warm_up, greeting=greeting)
             if len(self._recipes) >= _MAX_RECIPES:
                 self._recipes.clear()
-            self._recipes[(id(tool), backend.tier)] = (tool, recipe)
+            self._recipes[key] = (tool, recipe)
         return recipe
+
+    def _spec(self, tool: LockedTool, principal: str) -> SandboxSpec:
+        return remote_spec(tool, tool.remote, principal) if tool.remote else self._sandbox(tool)
 
     def _sandbox(self, tool: LockedTool) -> SandboxSpec:
         code = self._code.get(tool.code)
@@ -236,7 +262,8 @@ def _identity(call: PermittedCall) -> dict[str, str]:
     }
     if call.tool.effect is Effect.KEYED:
         identity[KEY_HEADER] = call.key
-    return {name: _header(value) for name, value in identity.items()}
+    marked = parameter_headers(call.tool.definition, call.arguments) if call.tool.remote else {}
+    return {**{name: _header(value) for name, value in identity.items()}, **marked}
 
 
 def _with_use(outcome: Outcome, choice: Choice, lease: Lease[Ready]) -> Outcome:
@@ -251,8 +278,12 @@ def _with_use(outcome: Outcome, choice: Choice, lease: Lease[Ready]) -> Outcome:
         run_ms=round(use.run_ms, 3),
         cpu_s=use.cpu_s,
         peak_memory_bytes=use.peak_memory_bytes,
-        egress=tuple(asdict(record) for record in lease.process.egress_log()),
+        egress=tuple(_told(record) for record in lease.process.egress_log()),
     )
+
+
+def _told(record: EgressRecord) -> dict[str, str | int | float | bool | None]:
+    return {name: value for name, value in asdict(record).items() if value != "" or name != "purpose"}
 
 
 def _limits(limits: LimitsSection, wall_s: float) -> Limits:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lockstep.gate.permit import Permit
 from lockstep.tools.decorator import NotDone, OutcomeUnknown, Unavailable
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import now_ms
 
 
@@ -24,7 +24,13 @@ class InProcessTools:
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
         self._functions = functions
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         permit.redeem(call.digest, now_ms())
         began = time.perf_counter()
         try:

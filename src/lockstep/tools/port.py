@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from lockstep.agent.locked import LockedTool
 from lockstep.gate.permit import Permit
+from lockstep.gate.rounds import Round
+from lockstep.tools.inputs import Asked
 from lockstep.values import Attachment, Digest, JsonObject, RunId, Tier
 
 
@@ -42,6 +44,13 @@ class PermittedCall:
     digest: Digest
     key: str
     """Idempotency key: the same for every attempt at the same effect in a session."""
+    round: Round | None = None
+    """What it goes on with, where its server asked for input before."""
+    offers: frozenset[str] = frozenset({"elicitation"})
+    """What its server may ask for now, if the tool's entry allows it: people, and of `sampling` and `roots` what
+    somebody is there to answer."""
+    principal: str = ""
+    """For whom; a server elsewhere sees that principal's token."""
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
     listener: Listener | None = None
@@ -50,8 +59,8 @@ class PermittedCall:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of it. `kind` is `ok`, `tool_error`, `timeout`, `output_too_large`, `process_ended`, `bad_reply`,
-    `pin_mismatch`, `import_error`, `sandbox_unavailable`, `sandbox_busy` (not run: no room), or `result_unusable` (it
-    ran, its result cannot be sent)."""
+    `pin_mismatch`, `import_error`, `sandbox_unavailable`, `sandbox_busy` (not run: no room), `result_unusable` (it ran,
+    its result cannot be sent), or `input_required` (it goes on when what it asks for is answered)."""
 
     kind: str
     text: str
@@ -64,6 +73,10 @@ class Outcome:
     """For the operator: traceback, stderr."""
     unknown: bool = False
     """The call was let go and nobody can say whether its effect happened."""
+    asked: Asked | None = None
+    """What its server asks for before it goes on."""
+    acted: bool = False
+    """With `asked`: a request left the sandbox that may have changed something."""
     transient: bool = False
     """It failed in a way that may pass: another attempt, where one does no harm, may succeed."""
     tier: Tier = Tier.NONE
@@ -80,11 +93,22 @@ class Outcome:
     egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
 
 
+Ask = Callable[[Asked], Awaitable[JsonObject | None]]
+"""Puts a question of a server that waits for it to whoever is there; the answers by key, or None."""
+
+
 class ToolHost(Protocol):
     """Runs permitted calls. Knows nothing of policy."""
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
-        """Run one call once. `on_overdue` is told when its deadline has passed and its result is still waited for.
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
+        """Run one call once. `on_overdue` is told when its deadline has passed and its result is still waited for;
+        `ask` is asked what a server that holds the call open wants to know.
 
         Raises:
             PermitError: the permit is not for this call; nothing ran.

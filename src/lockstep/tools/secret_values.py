@@ -38,22 +38,31 @@ async def secret_values(secrets: Iterable[SecretSection], env: Mapping[str, str]
 
 async def secret_value(secret: SecretSection, env: Mapping[str, str]) -> str:
     """As `secret_values`, for one."""
-    kind, _, what = secret.source.partition(":")
+    return await value_from(secret.source, env, f"secret {secret.env}")
+
+
+async def value_from(source: str, env: Mapping[str, str], what: str, *, lines: bool = False) -> str:
+    """What a source gives; `lines`: a text of several, as a key is, which no header has to carry.
+
+    Raises:
+        ConfigError: it cannot be had, or cannot be used; one sentence with `what` it is and the source.
+    """
+    kind, _, where = source.partition(":")
     try:
         match kind:
             case "env":
-                found = env.get(what, "").encode(errors="surrogateescape")
+                found = env.get(where, "").encode(errors="surrogateescape")
             case "file":
-                found = await asyncio.to_thread(_read, what)
+                found = await asyncio.to_thread(_read, where)
             case _:
-                found = await _output(shlex.split(what), env)
-        return _usable(found)
+                found = await _output(shlex.split(where), env)
+        return found.decode() if lines else _usable(found)
     except OSError as error:
         why = error.strerror or "it cannot be read"
     except ValueError as error:
         why = str(error)
     raise ConfigError(
-        f"The secret {secret.env} cannot be had from {secret.source!r}: {why}.",
+        f"The {what} cannot be had from {source!r}: {why}.",
         remedy="Provide it there, or correct `secrets` in agent.toml.",
     )
 

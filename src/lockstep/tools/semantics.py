@@ -46,11 +46,11 @@ def _finding(tool: LockedTool, severity: Severity, rule: str, what: str, then: s
 
 
 def _effect(tool: LockedTool, said: frozenset[str], reads_key: bool) -> Iterator[Finding]:
-    writing = [rule for rule in tool.egress if _may_write(rule)]
+    writing = [rule for rule in tool.egress if _may_write(rule)]  # all that is said to a server elsewhere is a POST
     if "effect" not in said and not tool.source.startswith("builtin:"):
         what = "it does not say its effect, so it counts as once"
         yield _finding(tool, "warning", "effect-unsaid", what, "declare read, idempotent, keyed or once")
-    if tool.effect is Effect.READ and writing:
+    if tool.effect is Effect.READ and writing and not tool.remote:
         what = f"it is declared read, and its egress allows more than reading: {'; '.join(writing)}"
         then = "name GET in the rule, or declare its effect; a service that is asked by POST: try it with --scratch"
         yield _finding(tool, "warning", "read-may-write", what, then)

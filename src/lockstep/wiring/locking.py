@@ -17,7 +17,7 @@ from lockstep.agent.lock import (
     resolve,
     source_key,
 )
-from lockstep.agent.locked import LockedTool, locked_agent
+from lockstep.agent.locked import LockedTool, locked_agent, remote_of
 from lockstep.agent.places import host_path
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, StoreError
@@ -26,10 +26,11 @@ from lockstep.gate.effect_checks import effect_problems
 from lockstep.gate.gate import Describing
 from lockstep.gate.policy import Policies
 from lockstep.sandbox.contract import ProcessEnded
-from lockstep.tools.client import BadReply, ServerError
+from lockstep.tools.client import BadReply, ServerError, Unauthorized
 from lockstep.tools.code import CodeStore
 from lockstep.tools.egress_checks import egress_problems, private_names
 from lockstep.tools.host import Description, SandboxedTools
+from lockstep.tools.remote_headers import marks_problem
 from lockstep.tools.scan import visible
 from lockstep.tools.structure import schema_problem
 from lockstep.values import Digest, JsonObject, digest_json, sha256
@@ -66,7 +67,7 @@ async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -
         definitions[index], dropped = said.offer.tools, said.offer.problems
         if source.mcp:
             protocols[index] = said.protocol
-            definitions[index], more = usable(said.offer.tools)
+            definitions[index], more = usable(said.offer.tools, over_http=source.mcp.url is not None)
             dropped = (*dropped, *more)
         problems += [f"{directory / AGENT_FILE}: tools[{index}]: {each}; it was left out." for each in dropped]
     return Asked(spec=spec, definitions=definitions, protocols=protocols, problems=tuple(problems))
@@ -151,11 +152,14 @@ async def _describe(
         return await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
-        raise ConfigError(problem, remedy="Correct it, then lock again.") from error
+        remedy = "Then lock again." if isinstance(error, Unauthorized) else "Correct it, then lock again."
+        raise ConfigError(problem, remedy=remedy) from error
     except BadReply as error:
-        raise ConfigError(f"{place} does not speak MCP: {error}.", remedy="Tools speak MCP over stdio.") from error
+        how = "Streamable HTTP: name the URL of its endpoint" if source.mcp and source.mcp.url else "stdio"
+        raise ConfigError(f"{place} does not speak MCP: {error}.", remedy=f"Tools speak MCP over {how}.") from error
     except ProcessEnded as error:
-        raise ConfigError(f"{place} {_why_ended(source, error)}", remedy="Start it by hand to see why.") from error
+        remedy = "" if source.mcp and source.mcp.url else "Start it by hand to see why."
+        raise ConfigError(f"{place} {_why_ended(source, error)}", remedy=remedy) from error
 
 
 async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[str]) -> Description:
@@ -163,7 +167,7 @@ async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[st
     try:
         return await tools.describe(asked, permit, digest, offers=offers)
     except ProcessEnded as ended:
-        if not asked.source.startswith("mcp:") or ended.limit:
+        if not asked.source.startswith("mcp:") or asked.remote or ended.limit:
             raise
     # There are servers of the legacy era that end at a request they do not know.
     permit, digest = Describing().permit(asked)
@@ -171,6 +175,8 @@ async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[st
 
 
 def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:
+    if ended.limit == "connection":
+        return f"does not answer: {ended.stderr}."
     (last,) = ended.stderr.strip().splitlines()[-1:] or ("It printed nothing.",)
     if ended.limit == "wall_s":
         return f"did not say within {source.timeout_s:g} s (timeout_s) what it offers. {last}"
@@ -191,11 +197,12 @@ def keep_runtime(source: ToolSource, code: CodeStore) -> dict[str, Digest]:
 def _as_tool(
     policy: PolicySection, source: ToolSource, files: Mapping[str, bytes], runtime: Mapping[str, Digest]
 ) -> LockedTool:
-    """The source as something to run: no egress, because saying what one offers needs none.
+    """The source as something to run: no egress, because saying what one offers needs none but to get there.
 
     It needs the tier of its calls, but for a built-in one: its own code is ours, only what it is given to run is not.
     """
     tier = policy.tier(source.model_copy(update={"untrusted": False}) if source.builtin else source)
+    server = source.mcp
     return LockedTool(
         name=source_key(source),
         definition={},
@@ -204,7 +211,7 @@ def _as_tool(
         dedupe_on=None,
         tier=tier,
         degrade=policy.stand_in(tier),
-        egress=(),
+        egress=server.egress if server else (),
         env=source.env,
         limits=source.limits,
         timeout_s=source.timeout_s,
@@ -213,25 +220,31 @@ def _as_tool(
         code={name: sha256(data) for name, data in files.items()},
         secrets=source.secrets,
         runtime=runtime,
-        files=source.mcp.files if source.mcp else {},
+        files=server.files if server else {},
+        asks=server.asks if server else (),
+        remote=remote_of(server) if server else None,
     )
 
 
-def usable(definitions: Sequence[JsonObject]) -> tuple[Sequence[JsonObject], tuple[str, ...]]:
+def usable(
+    definitions: Sequence[JsonObject], *, over_http: bool = False
+) -> tuple[Sequence[JsonObject], tuple[str, ...]]:
     """The definitions of a server that can be used, and a phrase about each other one; all where none can.
 
     What is wrong with all of them is an error, which `check` says with the place.
     """
-    problems = {str(each["name"]): problem for each in definitions if (problem := _unusable(each))}
+    problems = {str(each["name"]): problem for each in definitions if (problem := _unusable(each, over_http))}
     good = [each for each in definitions if str(each["name"]) not in problems]
     if not good:
         return definitions, ()
     return good, tuple(f"tool {visible(name)!r}: {problem}" for name, problem in problems.items())
 
 
-def _unusable(definition: JsonObject) -> str:
+def _unusable(definition: JsonObject, over_http: bool) -> str:
     name = str(definition["name"])
     problems = _definition_problems(name, definition)
+    if over_http and (problem := marks_problem(definition)):
+        problems.append(problem)
     if not problems:
         try:
             digest_json(definition)

@@ -26,7 +26,8 @@ from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal
 from lockstep.journal.standing import StandingBook
 from lockstep.model.port import Model
-from lockstep.runtime.driver import Driver, Watcher
+from lockstep.runtime.driver import Driver
+from lockstep.runtime.live import Attendant, Watcher
 from lockstep.runtime.reading import read_run
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
@@ -81,8 +82,10 @@ def open_driver(
     watcher: Watcher | None = None,
     model: Model | None = None,
     standing: StandingBook | None = None,
+    attendant: Attendant | None = None,
 ) -> Driver:
-    """A driver for the runs of one lock. `model` is the lock's own, opened before, or stands in for it.
+    """A driver for the runs of one lock. `model` is the lock's own, opened before, or stands in for it; `attendant` is
+    whoever is there to answer servers that hold a call open.
 
     Raises:
         ConfigError, ModelError: the model cannot be had, or its price is unknown while the run has a cost limit.
@@ -99,6 +102,7 @@ def open_driver(
         tools=tools,
         standing=standing,
         watcher=watcher,
+        attendant=attendant,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ from lockstep.sandbox.snapshots import Snapshots
 from lockstep.tools.code import CodeStore
 from lockstep.tools.guest import draws_anew
 from lockstep.tools.host import SandboxedTools
+from lockstep.tools.oauth import StoredTokens
+from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
+from lockstep.tools.token_files import TokenFiles
 from lockstep.values import RunId
 
 STORE_ENV = "LOCKSTEP_STORE"
@@ -91,7 +95,11 @@ class Store:
         """The tool host; `backends` in place of this machine's own."""
         guest = Guest(self.directory / "guest")
         there = self.backends() if backends is None else backends
-        return SandboxedTools(there, self.code(), guest, sweep=self.sweep)
+        return SandboxedTools(there, self.code(), guest, sweep=self.sweep, remotes=RemoteServers(self.tokens()))
+
+    def tokens(self) -> StoredTokens:
+        """Tokens for servers elsewhere, of those who logged in."""
+        return StoredTokens(TokenFiles(self.directory / "oauth"), operator=_user())
 
     async def sweep(self) -> None:
         """Destroy what a process that died left of any sandbox of this store, and snapshots beyond their bounds."""
@@ -101,6 +109,14 @@ class Store:
     @property
     def _sandboxes(self) -> Path:
         return self.directory / "sandboxes"
+
+
+def _user() -> str:
+    """Whose process this is."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def _draws_anew(spec: SandboxSpec) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 
 from mcp import types
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from mcp.shared.message import ServerMessageMetadata
 
+MODERN = "2026-07-28"
 PROMPT = "test_input_required_result_prompt"
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 Said = types.CallToolResult | types.InputRequiredResult
@@ -115,26 +117,28 @@ async def prompt(ctx: Any, params: Any) -> types.GetPromptResult | types.InputRe
 
 
 async def samples(ctx: Any, params: Any) -> Said:
-    given = await ctx.session.send_request(
-        sampled(str((params.arguments or {})["prompt"])), types.CreateMessageResult, metadata=_related(ctx)
-    )
-    return text(f"LLM response: {_words(given)}")
+    given = await _answer(ctx, params, sampled(str((params.arguments or {})["prompt"])), types.CreateMessageResult)
+    return given if isinstance(given, types.InputRequiredResult) else text(f"LLM response: {_words(given)}")
 
 
 def elicits(words: str, **fields: dict[str, Any]) -> Any:
     async def tool(ctx: Any, params: Any) -> Said:
-        asked = str((params.arguments or {}).get("message", words))
-        schema = {"type": "object", "properties": fields, "required": []}
-        given = await ctx.session.elicit_form(asked, schema, ctx.request_id)
+        asked = form(str((params.arguments or {}).get("message", words)), **fields)
+        given = await _answer(ctx, params, asked, types.ElicitResult)
+        if isinstance(given, types.InputRequiredResult):
+            return given
         return text(f"Elicitation completed: action={given.action}, content={json.dumps(given.content or {})}")
 
     return tool
 
 
-def _related(ctx: Any) -> Any:
-    from mcp.shared.message import ServerMessageMetadata
-
-    return ServerMessageMetadata(related_request_id=ctx.request_id)
+async def _answer(ctx: Any, params: Any, asked: Any, kind: Any) -> Any:
+    """The client's answer; in the modern era the question first, as a result."""
+    if ctx.protocol_version < MODERN:
+        related = ServerMessageMetadata(related_request_id=ctx.request_id)
+        return await ctx.session.send_request(asked, kind, metadata=related)
+    given = answers(params).get("asked")
+    return required(asked=asked) if given is None else given
 
 
 def _words(given: Any) -> str:

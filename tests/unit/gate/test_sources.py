@@ -135,6 +135,37 @@ def test_what_is_kept_changes_nothing() -> None:
     assert (before.origins[0].trust, after.origins[0].trust) == ("none", "untrusted")
 
 
+def test_a_search_that_goes_on_finds_what_one_from_the_start_does() -> None:
+    """Of values that every call asks for: echoed by tools, in fields, in more places than are kept."""
+    agent = agent_of()
+    state, kept = run_of(agent), Tracing(agent)
+    arguments = {"to": "FR99-0001", "amount": 1250.5, "cc": ["ACME-4411", "by 3 May at 9 am", "the blue house"]}
+    results: list[tuple[str, Any, Any]] = [
+        ("web", {"q": "bills"}, "Pay 1,250.50 to FR99-0001, at 9 am, on May 3."),
+        ("accounts", {"to": "FR99-0001"}, {"FR99-0001": "FR99-0001", "notes": ["FR99-0001", "blue"]}),
+        ("accounts", {}, {"iban": "FR99-0001", "amount": 1250.5}),
+        ("web", {"house": "ACME-4411"}, {"found": ["FR99-0001", {"to": "FR99-0001"}, "the blue house"]}),
+        *[("web", {"q": f"FR99-0001 {n}"}, {"FR99-0001": 1250.5, "house": "the BLUE house"}) for n in range(6)],
+    ]
+    for step, (tool, asked, result) in enumerate(results, start=1):
+        found = kept.of_call(state, "pay", arguments)
+        assert found == Tracing(agent).of_call(state, "pay", arguments), step
+        call = ev.Asked(id=f"{step}.0", provider_id="p", name=tool, arguments=json.dumps(asked))
+        state = apply(state, ev.ModelReplied(step=step, calls=(call,)), 1)
+        state = apply(state, ev.CallJudged(call=call.id, verdict="allow", effect="read"), 1)
+        text = result if isinstance(result, str) else json.dumps(result)
+        state = apply(state, ev.EffectSettled(call=call.id, outcome="ok", text=text), 1)
+    assert [(each.how, each.trust) for each in found.origins] == [
+        ("exact", "trusted"),
+        ("exact", "trusted"),
+        ("part", "user"),
+        ("composed", "untrusted"),
+        ("exact", "untrusted"),
+    ]
+    refs = ("3.0/result#/iban", "2.0/result#/FR99-0001", "2.0/result#/notes/0", "1.0/result")
+    assert found.origins[0].refs == refs
+
+
 @pytest.mark.parametrize(
     "declared, annotations, trusted",
     [

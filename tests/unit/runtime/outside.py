@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from inprocess import ALLOW_ALL, call, reply
@@ -19,7 +19,8 @@ from lockstep.agent.locked import LockedAgent, locked_agent
 from lockstep.gate.permit import Permit
 from lockstep.journal.port import Entry, Journal
 from lockstep.model.port import AskedCall, Failure, FailureKind, OnText, Prompt, Reply, Settings
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.inputs import read_result
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import Effect, JsonObject, RunId, digest_json, sha256
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ _PROBE: JsonObject = {
     "settles_after_s": SETTLES_S,
 }
 TOOLS: Sequence[JsonObject] = (
-    _tool("look", Effect.READ),
+    _tool("look", Effect.READ, asks=["elicitation"]),
     _tool("find", Effect.READ, "key"),
     _tool("note", Effect.IDEMPOTENT, "text"),
     _tool(
@@ -100,11 +101,19 @@ TOOLS: Sequence[JsonObject] = (
         "flight",
         "seat",
         dedupe_on=["/flight"],
+        asks=["elicitation"],
         repeats={"probe": _PROBE, "again": True, "released_by": [_freed("cancel", "/booking")], "late_s": 5.0},
     ),
     _tool("cancel", Effect.IDEMPOTENT, "booking"),
     _tool("send", Effect.ONCE, "text", repeats={"window_s": float(WINDOW_S), "late_s": 0.0}),
-    _tool("pay", Effect.KEYED, "to", dedupe_on=["/to"], repeats={"released_by": [_freed("refund", "/payment")]}),
+    _tool(
+        "pay",
+        Effect.KEYED,
+        "to",
+        dedupe_on=["/to"],
+        repeats={"released_by": [_freed("refund", "/payment")]},
+        asks=["elicitation"],
+    ),
     _tool("refund", Effect.IDEMPOTENT, "payment"),
     _tool("tip", Effect.KEYED, "to", repeats={"window_s": float(WINDOW_S)}),
     _tool("give", Effect.KEYED, "to", repeats={"scope": "none"}),
@@ -281,17 +290,27 @@ class Host:
         self.ran = ran
         """Requests by `run/call`."""
 
-    async def call(self, item: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        item: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         clock = self._world.clock
         self.life.step()
         permit.redeem(item.digest, clock.now)
-        self.ran[f"{item.run}/{item.id}"] += 1
+        self.ran[f"{item.run}/{item.id}#{_round(item)}"] += 1
+        assert item.round is None or item.round.responses == ANSWERS
         clock.now += self._chance.of("takes", 1, 400, 6000)
         self._world.catch_up()
         fates = _READ if item.tool.effect is Effect.READ else _WRITE
         if item.tool.repeats.late_s and on_overdue is not None:
             fates = (*fates, "late", "late and lost", "late and nothing", "late and on its way")
-        outcome = await self._meets(item, self._chance.of(f"fate of {item.tool.name} {item.id}", *fates), on_overdue)
+        if item.tool.asks:
+            fates = (*fates, "asks", "acts and asks")
+        fate = self._chance.of(f"fate of {item.tool.name} {item.id}", *fates)
+        outcome = _asks(item) if fate == "asks" else await self._meets(item, fate, on_overdue)
         self.life.step()
         return outcome
 
@@ -323,6 +342,8 @@ class Host:
             return Outcome(kind="tool_error", text="there is no such thing")
         if fate in ("done and lost", "late and lost"):
             return _lost()
+        if fate == "acts and asks":
+            return replace(_asks(item), acted=not read)
         if fate == "unusable":
             return Outcome(kind="result_unusable", text="done, but what it said is lost")
         return Outcome(kind="ok", text=text)
@@ -340,6 +361,21 @@ _WRITE = ("ok", "ok", "refused", "busy", "lost", "done and lost", "lost on its w
 
 def _lost() -> Outcome:
     return Outcome(kind="timeout", text="no answer within 5 s", unknown=True, transient=True)
+
+
+_FORM = {"method": "elicitation/create", "params": {"message": "Well?", "requestedSchema": {"type": "object"}}}
+ANSWERS: JsonObject = {"well": {"action": "accept", "content": {}}}
+"""What people say to servers, if they say anything."""
+
+
+def _asks(item: PermittedCall) -> Outcome:
+    """The server asks a person; its state is how often it has."""
+    result = {"inputRequests": {"well": _FORM}, "requestState": str(_round(item) + 1)}
+    return Outcome(kind="input_required", text="well?", asked=read_result(result, item.tool.asks))
+
+
+def _round(item: PermittedCall) -> int:
+    return int(item.round.state or 0) if item.round else 0
 
 
 _OTHERS = ("refund", "tip", "give", "note", "look", "nonsense")

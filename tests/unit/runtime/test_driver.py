@@ -39,7 +39,7 @@ from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.decide import CRASH_LIMIT
 from lockstep.kernel.state import Phase, State, Status
 from lockstep.model.port import AskedCall, AssistantMessage, Failure, FailureKind, Prompt, Reply, Settings, ToolMessage
-from lockstep.runtime import answers, driver
+from lockstep.runtime import answers, driver, live
 from lockstep.runtime.answers import cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, unfinished, waiting
@@ -800,7 +800,7 @@ def test_an_expired_approval_cannot_be_given_and_the_run_goes_on_without(
     async def work(journal: SQLiteJournal) -> None:
         driving = asking(journal, model, tools, expires_s=3600)
         state = await run_of(driving)
-        for module in (driver, answers):
+        for module in (driver, live, answers):
             monkeypatch.setattr(module, "now_ms", lambda: now_ms() + 3_600_001)
         with pytest.raises(RunError, match="has expired") as caught:
             await answer(journal, state.call("1.0").approval, given=True, by="ada")
@@ -991,7 +991,7 @@ def broken_permit(how: str) -> Callable[[PermittedCall, Permit], None]:
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_permit_that_does_not_fit_stops_the_driver_and_nothing_is_settled(path: Path, how: str, calls: int) -> None:
     class Broken(Functions):
-        async def call(self, asked: PermittedCall, permit: Permit) -> Outcome:
+        async def call(self, asked: PermittedCall, permit: Permit, *more: Any) -> Outcome:
             broken_permit(how)(asked, permit)
             return ok()
 

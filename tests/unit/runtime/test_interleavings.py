@@ -7,6 +7,7 @@ the same histories each time; `LOCKSTEP_EXAMPLES=5000` tries that many new ones.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from inprocess import answer, driver_of, started
 from outside import (
     AGENT,
+    ANSWERS,
     LOCK,
     LOCK_TEXT,
     MADE_ONCE_PER_CALL,
@@ -46,10 +48,11 @@ from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.model.port import AssistantMessage, Message, ToolMessage
-from lockstep.runtime import answers
+from lockstep.runtime import answers, inputs, live
 from lockstep.runtime import driver as driving
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import UNSEEDED, read_run, read_state, verify_run
+from lockstep.telemetry.tree import build_tree
 from lockstep.telemetry.why import explain
 from lockstep.values import Effect, RunId
 
@@ -157,7 +160,10 @@ class History:
             if call.phase is Phase.WAITING and act == "answers":
                 given = self.chance.of("approves", True, False)
                 await answer(self.journal, call.approval, given=given, by="ada", agent=AGENT)
-            elif call.phase is Phase.WAITING:
+            elif call.phase is Phase.NEEDS_INPUT and act == "answers":
+                said = self.chance.of("tells the server", ANSWERS, None)
+                await inputs.answer_input(self.journal, call.input, inputs.Said(responses=said, by="ada"))
+            elif call.phase in (Phase.WAITING, Phase.NEEDS_INPUT):
                 self.clock.now += 600_000
             elif call.phase is Phase.DOUBTED and (act == "answers" or not AGENT.tools[call.name].repeats.probe):
                 await self._settle(state.run, call)
@@ -204,7 +210,7 @@ class Ledger:
     def _once(self) -> None:
         """Of one call, one request and one effect; of one key, one effect, unless it was freed or meant twice."""
         for call_id, times in self.history.ran.items():
-            call = self.calls.get(call_id)
+            call = self.calls.get(call_id.partition("#")[0])
             assert call is None or call.effect is not Effect.ONCE or times == 1, f"{call_id} was sent {times} times"
         assert all(times == 1 for times in Counter(each.call for each in self.world.done).values())
         for later in self.world.done:
@@ -276,6 +282,7 @@ class Readings:
         for run, items in recorded.items():
             assert (await verify_run(journal, run)).broken_seq is None
             assert json.dumps(why_as_json(explain(run, items, LOCK)), default=str)
+            build_tree(items)
         out = io.BytesIO()
         with SQLiteAudit(self.history.directory, run=None, session=None) as source:
             done = audit.export(source, out, store="/store")
@@ -308,9 +315,11 @@ def answered_in_order(messages: tuple[Message, ...]) -> bool:
 def test_whatever_happens_when_nothing_is_done_twice_lost_or_made_up(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
 
-        async def live() -> None:
+        async def whole() -> None:
             history = History(Path(directory), Drawn(data))
-            with patch.object(driving, "now_ms", history.clock), patch.object(answers, "now_ms", history.clock):
+            with contextlib.ExitStack() as patched:
+                for module in (driving, live, answers, inputs):
+                    patched.enter_context(patch.object(module, "now_ms", history.clock))
                 await history.live()
 
-        asyncio.run(live())
+        asyncio.run(whole())

@@ -303,10 +303,11 @@ def test_yesterdays_runs_do_not_count_today(tmp_path: Path, monkeypatch: pytest.
     noon = now_ms() // DAY_MS * DAY_MS + DAY_MS // 2
 
     async def work(journal: SQLiteJournal) -> None:
-        from lockstep.runtime import driver
+        from lockstep.runtime import driver, live
 
         def at(time_ms: int) -> None:
-            monkeypatch.setattr(driver, "now_ms", lambda: time_ms)
+            for module in (driver, live):
+                monkeypatch.setattr(module, "now_ms", lambda: time_ms)
 
         def talking() -> Driver:
             return driver_of(journal, ListedModel(reply(text="Done.")), Functions(), agent)

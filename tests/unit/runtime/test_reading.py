@@ -32,7 +32,7 @@ from lockstep.journal.port import Journal
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import Left, Receipt, State, Status
 from lockstep.kernel.usage import Usage
-from lockstep.runtime import driver
+from lockstep.runtime import driver, live
 from lockstep.runtime.answers import cancel, settle
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.extracts import extract_of, left_in
@@ -148,7 +148,8 @@ def test_reading_the_history_costs_a_run_none_of_its_time(path: Path, monkeypatc
     read = SQLiteJournal.read
     during(path, lambda journal: run_of(booking(journal, Functions())))
     monkeypatch.setattr(SQLiteJournal, "read", slowly)
-    monkeypatch.setattr(driver, "now_ms", lambda: clock[0])
+    for module in (driver, live):
+        monkeypatch.setattr(module, "now_ms", lambda: clock[0])
     state = during(path, lambda journal: run_of(driver_of(journal, ListedModel(reply()), Functions())))
     assert clock[0] > 1_000_000, "the history was read"
     assert state.active_ms(clock[0]) == 0

@@ -271,7 +271,9 @@ def test_a_late_call_that_is_broken_off_is_in_doubt_from_then_on_and_not_from_it
     late = replace(BOOK, repeats=Repeats(late_s=60.0))
 
     class Waited(Functions):
-        async def call(self, asked: PermittedCall, permit: Permit, on_overdue: Callable[[], None]) -> Outcome:  # type: ignore[override]
+        async def call(
+            self, asked: PermittedCall, permit: Permit, on_overdue: Callable[[], None], *more: Any
+        ) -> Outcome:  # type: ignore[override]
             on_overdue()
             return await super().call(asked, permit)
 

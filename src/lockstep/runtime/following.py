@@ -1,4 +1,4 @@
-"""Whoever asked for a call while it runs: what they hear of it, and how they break it off.
+"""Who follows a call while it runs: what they hear of it, and how they break it off.
 
 Breaking off is as gentle as the gate's rules need it to be: a call that only reads ends at once, and so does one that
 was not let go. One with an effect that was let go ends only when its client says so in words, and is in doubt then; a
@@ -13,10 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from lockstep.agent.locked import LockedTool
-from lockstep.journal import events as ev
 from lockstep.kernel.state import Phase, State
 from lockstep.tools.port import Listener
-from lockstep.values import format_usd
 
 
 class BrokenOff(Exception):
@@ -62,7 +60,7 @@ class Breaking:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asking:
+class Follower:
     """A client that asked for a call: what it hears, and its way to break the call off."""
 
     listener: Listener | None = None
@@ -78,21 +76,3 @@ def acts(state: State, tools: Mapping[str, LockedTool]) -> bool:
         call.phase in (Phase.INTENDED, Phase.DOUBTED) or (call.open and call.verdict and tools[call.name].run_lifetime)
         for call in state.calls
     )
-
-
-def cancelled(state: State, by: str, why: str) -> list[ev.Event]:
-    """The end of an unfinished run for good. What was let go and is not settled stays in doubt."""
-    intended = [call for call in state.calls if call.phase is Phase.INTENDED]
-    doubted = [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
-    message = f"Cancelled by {by}."
-    if doubted:
-        message += f" {', '.join(doubted)} may have happened: nobody settled it."
-    totals = state.totals
-    end = ev.RunFinished(
-        stop_reason="cancelled",
-        message=message,
-        steps=totals.steps,
-        calls=totals.calls,
-        cost_usd=format_usd(totals.cost_usd),
-    )
-    return [*(ev.EffectDoubted(call=call.id, why=why) for call in intended), end]
