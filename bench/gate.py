@@ -12,10 +12,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from statistics import median, quantiles
 from typing import Any
 
+from lockstep.agent.builtins import pack_text
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
 from lockstep.agent.spec import LimitsSection, ModelSection
 from lockstep.gate.gate import Gate
@@ -31,6 +33,8 @@ from lockstep.values import Digest, Effect, JsonObject, RunId, Tier, digest_json
 TARGETS = {
     "gate p50 ms, 50 events_max": 0.5,
     "gate p99 ms, 50 events_max": 2.0,
+    "gate with the injection pack p50 ms, 50 events_max": 1.5,
+    "gate with the injection pack p99 ms, 50 events_max": 4.0,
     "tracing a call p50 ms, 50 events_max": 1.0,
     "tracing a call that came from nowhere p50 ms, 50 events_max": 1.0,
     "tracing per call, 800 events against 50 (16 times the text)_max": 16.0,
@@ -55,6 +59,7 @@ when { context.provenance.untrusted.contains("/passenger") || context.provenance
 @id("limit") forbid (principal, action == Action::"book", resource)
 when { context.arguments has price_usd && context.arguments.price_usd.greaterThan(decimal("5000.0")) };
 """
+PACK = "permit (principal, action, resource);\n" + pack_text("injection")
 REQUEST = """Please book Ada Lovelace (passport X1234567) from London to New York on 1 December 2026, at most $1,200,
 in economy. Her address is ada.lovelace@analytical.example. Add it to the calendar when it is done."""
 SYSTEM = "You are a travel assistant. London is LON, New York is NYC. Book once, and only under the limit. " * 20
@@ -74,8 +79,8 @@ def main() -> int:
 def measure() -> dict[str, float]:
     """Every figure of `TARGETS`."""
     agent = travel_agent()
-    policies = Policies.parse(agent.policies)
-    judged = [cost for _ in range(RUNS) for cost in growing(Gate(agent, policies, Running()).judge, agent, STEPS)]
+    judged = judging(agent)
+    guarded = judging(replace(agent, policies={"policy.cedar": PACK}))
     traced = [cost for _ in range(RUNS) for cost in growing(tracing(agent), agent, STEPS)]
     invented = [cost for _ in range(RUNS) for cost in growing(tracing(agent, invented=True), agent, STEPS)]
     long = [min(pair) for pair in zip(*(growing(tracing(agent), agent, LONG_STEPS) for _ in range(3)), strict=True)]
@@ -85,11 +90,19 @@ def measure() -> dict[str, float]:
     return {
         "gate p50 ms, 50 events_max": median(judged),
         "gate p99 ms, 50 events_max": quantiles(judged, n=100)[98],
+        "gate with the injection pack p50 ms, 50 events_max": median(guarded),
+        "gate with the injection pack p99 ms, 50 events_max": quantiles(guarded, n=100)[98],
         "tracing a call p50 ms, 50 events_max": median(traced),
         "tracing a call that came from nowhere p50 ms, 50 events_max": median(invented),
         "tracing per call, 800 events against 50 (16 times the text)_max": median(long[-20:]) / median(long[2:STEPS]),
         "the whole text at once (after a crash), ms per 10 kB_max": whole / (characters / 10_000),
     }
+
+
+def judging(agent: LockedAgent) -> list[float]:
+    """The CPU ms of judging each call of short runs, each with a gate of its own."""
+    policies = Policies.parse(agent.policies)
+    return [cost for _ in range(RUNS) for cost in growing(Gate(agent, policies, Running()).judge, agent, STEPS)]
 
 
 def growing(judge: Callable[[State, CallState], object], agent: LockedAgent, steps: int) -> Iterator[float]:

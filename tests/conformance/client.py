@@ -22,7 +22,10 @@ from lockstep.agent.locked import LockedTool, locked_agent
 from lockstep.cli.stores import opened
 from lockstep.errors import ConfigError, LockstepError
 from lockstep.journal.events import RunStarted
-from lockstep.kernel.state import State
+from lockstep.kernel.state import CallState, State
+from lockstep.runtime.inputs import Said, answer_input, filled, waiting_input
+from lockstep.tools.inputs import Asked, parse
+from lockstep.values import JsonObject
 from lockstep.wiring import running, stores
 from lockstep.wiring.logins import log_in, server_of
 from lockstep.wiring.pinning import approved_lock, review
@@ -42,6 +45,7 @@ retries = 0
 [tools.mcp]
 url = {url}
 prefix = "suite"
+elicitation = "ask"
 {oauth}
 [policy]
 files = ["policy.cedar"]
@@ -52,6 +56,7 @@ FILES = {
     "script.jsonl": '{"say": "Done."}\n',
 }
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"add_numbers": {"a": 5, "b": 3}}
+EXAMPLE_ANSWERS = {"text": "text", "number": "1", "integer": "1", "boolean": "yes"}
 MAX_LOGINS = 3
 EXAMPLES: Mapping[str, Any] = {"string": "text", "integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
 
@@ -74,7 +79,7 @@ class Client:
     def __init__(self, directory: Path, url: str, context: Mapping[str, Any]) -> None:
         self.directory = directory
         self.context = context
-        agent = AGENT.format(url=json.dumps(url), oauth=_oauth(context))
+        agent = AGENT.format(url=json.dumps(url), oauth=_oauth(url, context))
         for name, text in {**FILES, "agent.toml": agent}.items():
             (directory / name).write_text(text)
         self.store = Store.of(directory)
@@ -131,7 +136,12 @@ class Client:
             prepared = await running.prepare(self.directory, tools, code)
             async with opened(self.store) as journal:
                 driver = running.open_driver(
-                    prepared.lock, directory=self.directory, journal=journal, tools=tools, code=code
+                    prepared.lock,
+                    directory=self.directory,
+                    journal=journal,
+                    tools=tools,
+                    code=code,
+                    attendant=Agreeable(),
                 )
                 started = RunStarted(
                     agent=prepared.lock.agent,
@@ -141,9 +151,34 @@ class Client:
                     principal=self.store.tokens().operator,
                     session="s",
                     input="Go on.",
-                    approve="none",
+                    approve="ask",
                 )
-                return await driver.advance(await driver.start(started))
+                state = await driver.advance(await driver.start(started))
+                while (waiting := waiting_input(state)) is not None:
+                    said = Said(responses=_agreed(parse(waiting.asked)), by="somebody")
+                    await answer_input(journal, waiting.input, said)
+                    state = await driver.resume(state.run, by="somebody")
+                return state
+
+
+class Agreeable:
+    """Somebody who is there, and agrees to whatever a server that holds its call open asks for."""
+
+    offers: frozenset[str] = frozenset()
+
+    async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
+        return _agreed(asked)
+
+
+def _agreed(asked: Asked) -> JsonObject:
+    """What a person types who keeps to the defaults, and to an example where there is none."""
+    fields = {
+        f"{request.key}/{field.name}": [EXAMPLE_ANSWERS.get(field.kind) or field.options[0].value]
+        for request in asked.open
+        for field in (request.form.fields if request.form else ())
+        if field.required and field.default is None
+    }
+    return filled(asked, fields)
 
 
 def _wants_login(text: str) -> bool:
@@ -156,11 +191,18 @@ async def _browse(url: str) -> None:
         print("browser:", (await browser.get(url)).status_code)
 
 
-def _oauth(context: Mapping[str, Any]) -> str:
+def _issuer_at(url: str) -> str:
+    """Where a scenario does not say whose its credentials are: the one that its server names."""
+    at = httpx2.URL(url)
+    answer = httpx2.get(at.copy_with(path=f"/.well-known/oauth-protected-resource{at.path}"), trust_env=False)
+    return str(answer.json()["authorization_servers"][0])
+
+
+def _oauth(url: str, context: Mapping[str, Any]) -> str:
     """What the scenario gives a client beforehand."""
     said = {"client_metadata_url": "https://conformance-test.local/client-metadata.json"}
     if "client_id" in context:
-        said = {"client_id": context["client_id"], "issuer": context.get("issuer", "")}
+        said = {"client_id": context["client_id"], "issuer": context.get("issuer") or _issuer_at(url)}
         for name, variable in (("client_secret", "SUITE_SECRET"), ("private_key_pem", "SUITE_KEY")):
             if name in context:
                 os.environ[variable] = context[name]

@@ -197,6 +197,10 @@ REFUSED: dict[str, tuple[Callable[[Identity], None], str]] = {
         lambda peer: peer.metadata.update(code_challenge_methods_supported=None),
         "does not know PKCE",
     ),
+    "no metadata": (
+        lambda peer: setattr(peer, "authorization_server", f"{peer.at}/nowhere"),
+        "publishes no metadata",
+    ),
     "metadata of somebody else": (lambda peer: peer.metadata.update(issuer="https://evil.example"), "mismatch"),
     "metadata without end": (lambda peer: peer.metadata.update(x="x" * 2**21), "larger than 1048576 bytes"),
 }
@@ -297,3 +301,17 @@ def test_a_file_of_another_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     moved.write_text("{")
     assert files.read("https://a.example", "bob").token is None
     assert (files.forget("https://a.example", "bob"), files.forget("https://a.example", "bob")) == (True, False)
+
+
+def test_a_token_never_travels_in_clear_text(tmp_path: Path) -> None:
+    async def go() -> Outcome:
+        async with desk(tmp_path) as at:
+            tool = remote_tool(80, host="bank.example")
+            assert tool.remote is not None
+            tool = replace(tool, remote=replace(tool.remote, oauth=OAuth()))
+            with pytest.raises(ConfigError, match="in clear text"):
+                await at.login(tool)
+            return await at.call(tool)
+
+    outcome = asyncio.run(go())
+    assert (outcome.kind, "in clear text" in outcome.text, outcome.egress) == ("sandbox_unavailable", True, ())

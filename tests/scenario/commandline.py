@@ -268,6 +268,7 @@ class Terminal:
         os.close(slave)
         self._master = master
         self.seen = ""
+        self._waited = 0
 
     def __enter__(self) -> Terminal:
         return self
@@ -282,11 +283,11 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until `text` is seen after what was waited for before."""
-        at = len(self.seen)
-        while text not in self.seen[at:]:
+        while (at := self.seen.find(text, self._waited)) < 0:
             piece = self._read()
             assert piece, f"{text!r} was not seen in: {self.seen}"
             self.seen += piece
+        self._waited = at + len(text)
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())

@@ -115,6 +115,11 @@ def test_a_definition_that_changed_is_shown_and_refused_until_it_is_approved(loc
     found = _json(tools(agent, "diff", "--json"))
     assert [each["status"] for each in found["tools"]] == ["changed"]
     assert {each["what"] for each in found["findings"]} == {"hidden", "order"}
+    checked = [each for each in _json(tools(agent, "check", "--json"))["findings"] if each["rule"].startswith("scan")]
+    assert {(each["tool"], each["rule"], each["severity"]) for each in checked} == {
+        ("far__look", "scan-hidden", "warning"),
+        ("far__look", "scan-order", "warning"),
+    }
     refused = tools(agent, "approve", "far__nothing")
     assert (refused.code, "is no tool of an MCP server" in refused.err) == (BAD_INPUT, True)
     assert tools(agent, "approve", "far__look").code == FINISHED
@@ -133,6 +138,8 @@ def test_a_server_that_changes_on_its_own_is_quarantined_with_the_difference_on_
     assert asked["outcome"] == "pin_mismatch"
     detail = asyncio.run(recorded_detail(agent))
     assert re.fullmatch(r'description: "Look \d+\." -> "Look \d+\."', detail), detail
+    assert detail in agent("show", "last").out
+    assert agent("show", "last", "--json").json["calls"][0]["difference"] == detail
 
 
 def test_a_tool_of_no_use_does_not_take_others_with_it(locked: Agent, tmp_path: Path) -> None:

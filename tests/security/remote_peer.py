@@ -18,7 +18,7 @@ from lockstep.gate.permit import Permit, PermitMint
 from lockstep.sandbox.egress_dial import Resolver
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
@@ -145,7 +145,13 @@ class Caller:
     mint: PermitMint = field(default_factory=PermitMint)
 
     async def call(
-        self, tool: LockedTool, *, run: str = "r1", permit: Permit | None = None, principal: str = "ann"
+        self,
+        tool: LockedTool,
+        *,
+        run: str = "r1",
+        permit: Permit | None = None,
+        principal: str = "ann",
+        ask: Ask | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -159,7 +165,7 @@ class Caller:
             key="k",
             principal=principal,
         )
-        return await self.host.call(call, permit)
+        return await self.host.call(call, permit, None, ask)
 
 
 @contextlib.asynccontextmanager
@@ -183,6 +189,7 @@ def remote_tool(
     output_kb: int = 1024,
     headers: Mapping[str, str] | None = None,
     secrets: tuple[SecretSection, ...] = (),
+    asks: tuple[str, ...] = (),
 ) -> LockedTool:
     """The tool of a peer, as a lock has it."""
     url = f"http://{host}:{port}/mcp"
@@ -204,5 +211,6 @@ def remote_tool(
         code={},
         secrets=secrets,
         protocol=protocol,
+        asks=asks,
         remote=Remote(url=url, headers=headers or {}, oauth=None),
     )

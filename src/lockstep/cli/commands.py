@@ -24,7 +24,7 @@ from lockstep.cli.report import (
     row_as_json,
 )
 from lockstep.cli.saving import save_attachments
-from lockstep.cli.show import Live, print_changes, print_result, print_row, print_run, print_trace
+from lockstep.cli.show import Live, pin_differences, print_changes, print_result, print_row, print_run, print_trace
 from lockstep.cli.stores import existing, find, looking, opened
 from lockstep.cli.terminal import account, console, count, plain, print_json, user
 from lockstep.cli.tool_pins import approve_tools
@@ -158,10 +158,11 @@ async def show(store: Path | None, name: str, json: bool, save: Path | None) -> 
         run_id = await find(journal, name)
         started, _ = await running.lock_of_run(journal, run_id)
         state = await read_state(journal, run_id)
+        differences = pin_differences(await read_run(journal, run_id))
     if json:
-        print_json(as_json(state))
+        print_json(as_json(state, differences))
     else:
-        print_run(console(), state, started.drift)
+        print_run(console(), state, started.drift, differences)
     if save is not None:
         saved = save_attachments(save, state)
         for path in saved:

@@ -63,7 +63,14 @@ def _print_run(out: Console, account: Why) -> None:
         grounds = [_argument(account, each) for each in action.arguments if each.how]
         for line in [*grounds[:3], *([f"and {len(grounds) - 3} more"] if len(grounds) > 3 else [])]:
             out.print(f"    {line}")
-        for line in (_verdict(action), _approval(action), _effect(action), _retries(action), _doubt(action)):
+        for line in (
+            _verdict(action),
+            _approval(action),
+            _effect(action),
+            _retries(action),
+            _inputs(action),
+            _doubt(action),
+        ):
             if line:
                 out.print(f"    {line}")
     if account.actions:

@@ -165,7 +165,7 @@ async def _typed(out: Console, field: Field) -> str | None:
 class AtTheTerminal:
     """The person at the terminal, asked at once what a server holds its call open for."""
 
-    offers: frozenset[str] = frozenset({"elicitation"})
+    offers = frozenset({"elicitation"})
 
     def __init__(self, out: Console) -> None:
         self._out = out

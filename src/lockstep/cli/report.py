@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from lockstep.cli.show import call_outcome
@@ -35,8 +36,11 @@ def exit_code(state: State) -> int:
     return SUSPENDED
 
 
-def as_json(state: State) -> dict[str, Any]:
-    """The object that `--json` prints. `cost_usd` is null when unknown."""
+def as_json(state: State, differences: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The object that `--json` prints. `cost_usd` is null when unknown.
+
+    `differences` says by call in what its tool is not the locked one.
+    """
     return {
         "run_id": state.run,
         "session": state.session,
@@ -48,7 +52,7 @@ def as_json(state: State) -> dict[str, Any]:
         "unlocked": state.unlocked,
         "steps": state.totals.steps,
         "cost_usd": _cost(state),
-        "calls": [_call(call) for call in state.all_calls],
+        "calls": [_call(call, (differences or {}).get(call.id, "")) for call in state.all_calls],
     }
 
 
@@ -113,7 +117,7 @@ def _cost(state: State) -> float | None:
     return None if cost is None else float(cost)
 
 
-def _call(call: CallState) -> dict[str, Any]:
+def _call(call: CallState, difference: str) -> dict[str, Any]:
     out: dict[str, Any] = {
         "id": call.id,
         "tool": call.name,
@@ -131,6 +135,8 @@ def _call(call: CallState) -> dict[str, Any]:
             {"name": one.name, "mime_type": one.mime_type, "bytes": len(one.data), "sha256": sha256(one.data)}
             for one in call.attachments
         ]
+    if difference:
+        out["difference"] = difference
     if call.degraded:
         out["degraded"] = call.degraded
     if call.approval:

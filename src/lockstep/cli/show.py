@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -154,7 +154,13 @@ def unreadable_text(run: Unreadable) -> str:
     return f"{plain(run.why)} `lockstep verify {run.row.run}` says more{ends}."
 
 
-def print_run(console: Console, state: State, drift: Sequence[str]) -> None:
+def pin_differences(recorded: Sequence[Recorded]) -> dict[str, str]:
+    """By call that was not made because its tool is not the locked one: what about it is not."""
+    settled = (item.event for item in recorded if isinstance(item.event, ev.EffectSettled))
+    return {event.call: event.detail for event in settled if event.outcome == "pin_mismatch"}
+
+
+def print_run(console: Console, state: State, drift: Sequence[str], differences: Mapping[str, str]) -> None:
     """One run: what was asked, every call with its verdict and outcome, the answer."""
     console.print(f"[bold]{plain(state.agent)}[/] for {plain(state.principal)}: {plain(state.input)}")
     console.print(f"[dim]session {plain(state.session)}[/]")
@@ -165,7 +171,8 @@ def print_run(console: Console, state: State, drift: Sequence[str]) -> None:
         where = f", {call.tier}, {duration(call.duration_ms)}" if call.tier else ""
         asked = f"  {call.id} {_name(call)} {one_line(call.arguments)}"
         console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
-        for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS])):
+        difference = differences.get(call.id, "").splitlines()
+        for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS], *difference)):
             console.print(f"      {plain(text)}")
         for attachment in call.attachments:
             console.print(f"      [dim]{_kept(attachment)}[/]")

@@ -35,6 +35,8 @@ MAX_HITS = 8
 _SHORT = 4
 _IDENTIFIER = 8
 _MAX_FACTUAL = 64
+_NUMBER_BEGINS = re.compile(r"(?<![\w.])")
+_NUMBER_ENDS = re.compile(r"(?!\w|\.\d)")
 _HOST = re.compile(r"[a-z0-9]\.[a-z]{2,}")
 _BREAK = "\0"
 _BETWEEN = f" {_BREAK} "
@@ -95,7 +97,8 @@ class Needle:
 
     def may_be_in(self, passages: Passages) -> bool:
         """Whether it is worth looking for it there."""
-        return self.pieces <= passages.marks or not self.others.isdisjoint(passages.marks)
+        marks = passages.marks
+        return not self.form or self.pieces <= marks or not self.others.isdisjoint(marks)
 
 
 def with_any_year(readings: Sequence[str]) -> list[str]:
@@ -252,8 +255,7 @@ class Passages:
         raw = self._raws[passage]
         if needle.number and passage in self._numbers:
             return (passage, "exact")
-        literal = re.search(rf"(?<![\w.]){re.escape(needle.raw)}(?![\w]|\.\d)", raw) if needle.number else None
-        return (passage, "part" if literal else "normalised")
+        return (passage, "part" if needle.number and _has_number(raw, needle.raw) else "normalised")
 
     def _with_fact(self, readings: Sequence[str]) -> list[int]:
         found = [passage for fact in readings for passage in self._facts.get(fact, ())]
@@ -276,6 +278,16 @@ class Passages:
     @cached_property
     def _squashed(self) -> str:
         return self._text.translate(_SQUASH)
+
+
+def _has_number(text: str, number: str) -> bool:
+    """Whether it stands there so, and not within another number or a word."""
+    at = text.find(number)
+    while at >= 0:
+        if _NUMBER_BEGINS.match(text, at) and _NUMBER_ENDS.match(text, at + len(number)):
+            return True
+        at = text.find(number, at + 1)
+    return False
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> Mapping[str, list[str]]:

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 
@@ -60,7 +60,7 @@ class _Place:
         return self.source.rank_at(self.pointer)
 
 
-@dataclass(slots=True)
+@dataclass
 class Pointing:
     """What the user's words lead to, in the sources of one call."""
 
@@ -121,6 +121,8 @@ class Pointing:
         if not isinstance(value, str):
             return False
         found = list(dict.fromkeys(match[0].rstrip(".,;:!?") for match in _ADDRESS.finditer(value)))[:_MAX_ADDRESSES]
+        if not found:
+            return False
         origins = trace_prepared({str(place): each for place, each in enumerate(found)}, self.prepared, NOTHING_KNOWN)
         return any(self.is_stray(origin, each) for origin, each in zip(origins, found, strict=True))
 
@@ -131,7 +133,7 @@ class Pointing:
         passages = self.passages(value)
         return any(
             passages.find(needle, 1) and not self._is_users(needle)
-            for needle in self._private()
+            for needle in self._private
             if needle.may_be_in(passages)
         )
 
@@ -154,7 +156,8 @@ class Pointing:
     def _results(self) -> Iterator[Searchable]:
         return (each for each in self.sources if each.source.kind == "tool")
 
-    def _private(self) -> Iterator[Needle]:
+    @cached_property
+    def _private(self) -> Sequence[Needle]:
         texts = (
             text
             for each in self._results()
@@ -162,15 +165,18 @@ class Pointing:
             for text in each.passages.texts
             if len(text) >= _PRIVATE_CHARACTERS
         )
-        return map(_needle, islice(texts, _MAX_PRIVATE))
+        return [needle for needle in map(_needle, islice(texts, _MAX_PRIVATE)) if needle.form]
 
     def _is_users(self, needle: Needle) -> bool:
-        return any(source.passages.find(needle) for source in self.sources if source.source.kind == "user")
+        users = (source.passages for source in self.sources if source.source.kind == "user")
+        return any(passages.find(needle, 1) for passages in users if needle.may_be_in(passages))
 
     def _place(self, ref: str) -> _Place | None:
         name, _, pointer = ref.partition("#")
-        source = next((each for each in self.sources if each.source.ref == name), None)
-        return _Place(source, pointer) if source is not None and source.source.kind == "tool" else None
+        at = self.prepared.place_of(name)
+        if at is None or self.sources[at].source.kind != "tool":
+            return None
+        return _Place(self.sources[at], pointer)
 
     def _is_led_to(self, place: _Place, steps: int) -> bool:
         key = (place.source.source.ref, place.pointer)
@@ -191,25 +197,22 @@ class Pointing:
                 continue
             if others and all(other.get(name) == value for other in others):
                 continue
-            if self._is_users(Needle(value)):
+            if self._is_users(_needle(value)):
                 return True
         return False
 
     def _call_is_led_to(self, source: Searchable, steps: int) -> bool:
         """Whether the call that brought this was asked for with the user's words, or with what they lead to."""
-        at = next((n for n, each in enumerate(self.sources) if each.source.ref == f"{source.call}/arguments"), None)
+        at = self.prepared.place_of(f"{source.call}/arguments")
         if at is None:
             return False
         try:
-            arguments = json.loads(self.sources[at].source.text)
+            arguments = _parsed(self.sources[at].source.text)
         except ValueError:
             return False
         values = [(pointer, value) for pointer, value in scalars_of(arguments) if _leads(value)]
         asked: JsonObject = {str(place): value for place, (_, value) in enumerate(values)}
-        before = Prepared()
-        for each in self.sources[:at]:
-            before.add(each.source, each.passages)
-        for origin in trace_prepared(asked, before, NOTHING_KNOWN):
+        for origin in trace_prepared(asked, self.prepared.before(at), NOTHING_KNOWN):
             if origin.trust == "user":
                 return True
             if origin.trust == "untrusted" and origin.how != "composed":
@@ -222,6 +225,16 @@ class Pointing:
 @lru_cache(maxsize=8192)
 def _needle(text: str) -> Needle:
     return Needle(text)
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """JSON to be looked at, never changed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return json.loads(text)
 
 
 def _leads(value: Any) -> bool:
@@ -242,7 +255,7 @@ def _record_around(place: _Place) -> tuple[Mapping[str, Any], Sequence[Mapping[s
     """The object that a place lies in, and the others beside it in the same list."""
     steps = [step.replace("~1", "/").replace("~0", "~") for step in place.pointer.split("/")[1:]]
     try:
-        value: Any = json.loads(place.source.source.text) if steps else None
+        value = _parsed(place.source.source.text) if steps else None
     except ValueError:
         return {}, ()
     record: Mapping[str, Any] = {}

@@ -161,10 +161,11 @@ class Searchable:
 class Prepared:
     """Sources that can be searched, in the order the model saw them. More may be added."""
 
-    __slots__ = ("_by_mark", "_searches", "prepared")
+    __slots__ = ("_by_mark", "_by_ref", "_searches", "prepared")
 
     def __init__(self) -> None:
         self.prepared: list[Searchable] = []
+        self._by_ref: dict[str, int] = {}
         self._by_mark: defaultdict[str, list[int]] = defaultdict(list)
         self._searches: dict[Hashable, _Search] = {}
 
@@ -174,8 +175,19 @@ class Prepared:
         number = len(self.prepared)
         for mark in passages.marks:
             self._by_mark[mark].append(number)
+        self._by_ref.setdefault(source.ref, number)
         self.prepared.append(made)
         return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+
+    def place_of(self, ref: str) -> int | None:
+        """Which source is called so."""
+        return self._by_ref.get(ref)
+
+    def before(self, place: int) -> Prepared:
+        """The sources before this one, to be searched; nothing is added to what this gives."""
+        earlier = Prepared()
+        earlier.prepared, earlier._by_mark = self.prepared[:place], self._by_mark
+        return earlier
 
     def search(self, needle: Needle, facts: Sequence[str]) -> _Search:
         """The search for it, or for one of these facts, as far as it got: calls of a run have values in common."""
@@ -243,7 +255,7 @@ class _Search:
         if self.looked_at == len(sources.prepared):
             return self.searched <= room
         numbers = sources.with_any(with_any_year(self.facts)) if self.facts else sources.that_may_have(self.needle)
-        for number in numbers[bisect_left(numbers, self.looked_at) :]:
+        for number in numbers[bisect_left(numbers, self.looked_at) : bisect_left(numbers, len(sources.prepared))]:
             each = sources.prepared[number]
             if each.ceiling <= self._best and len(self._places) >= MAX_REFS:
                 continue

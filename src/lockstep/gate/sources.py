@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from lockstep.agent.locked import LockedAgent
 from lockstep.gate.passages import Passages, pointer_and_above
@@ -179,5 +180,6 @@ def _short(origin: Origin) -> Origin:
 
 def _is_ours(state: State, call_id: str) -> bool:
     """Whether the model was told about this call by Lockstep itself, because it did not run."""
-    call = next((call for call in reversed(state.all_calls) if call.id == call_id), None)
+    newest_first = chain(reversed(state.calls), reversed(state.settled))
+    call = next((call for call in newest_first if call.id == call_id), None)
     return call is not None and (call.verdict in ("deny", "invalid") or call.outcome == "approval_refused")

@@ -41,14 +41,12 @@ class Client:
 
     @property
     def offers(self) -> frozenset[str]:
-        """What it answers itself; and people, unless it says what it answers and they are not among it. Of a client
-        that says nothing, and of one whose approvals are an operator's, people are asked elsewhere (`lockstep answer`).
-        """
         capabilities = self._ctx.session.client_capabilities
-        named = {"sampling": capabilities and capabilities.sampling, "roots": capabilities and capabilities.roots}
-        itself = frozenset(name for name, offered in named.items() if offered is not None and self._reachable)
-        people = not itself or self._principal.approvals != "client" or (capabilities and capabilities.elicitation)
-        return itself | {"elicitation"} if people else itself
+        if capabilities is None or not self._reachable:
+            return frozenset()
+        people = capabilities.elicitation if self._principal.approvals == "client" else None
+        named = {"elicitation": people, "sampling": capabilities.sampling, "roots": capabilities.roots}
+        return frozenset(name for name, offered in named.items() if offered is not None)
 
     @property
     def _reachable(self) -> bool:
@@ -64,7 +62,7 @@ class Client:
             return request.kind in self.offers
         capabilities = self._ctx.session.client_capabilities
         elicitation = capabilities.elicitation if capabilities else None
-        if elicitation is None or self._principal.approvals != "client":
+        if elicitation is None or "elicitation" not in self.offers:
             return False
         if request.kind == "url":
             return elicitation.url is not None

@@ -158,7 +158,7 @@ class _Face:
             state, asking = await self._made(ctx, principal, params, begin)
             if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
-            settled = await self._settled(ctx, principal, state, elicits=asking)
+            settled = await self._settled(ctx, principal, params, state, elicits=asking)
             return settled if isinstance(settled, types.InputRequiredResult) else await self._told(settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
@@ -175,7 +175,7 @@ class _Face:
         state, asking = await self._made(ctx, principal, params, begin)
         if not isinstance(params, types.InputResponseRequestParams):
             return state  # of a request that cannot be retried with an answer nothing is asked
-        return await self._settled(ctx, principal, state, elicits=asking)
+        return await self._settled(ctx, principal, params, state, elicits=asking)
 
     async def _made(self, ctx: Context, principal: Principal, params: Any, begin: Begin) -> tuple[State, bool]:
         """The run of this request, begun by it or gone on with the answer that it brings; and whether its client may
@@ -187,21 +187,37 @@ class _Face:
             state = answered or await begin(caller, client, follower)
         return state, answered is not None or not retried or params.input_responses is None
 
-    async def _settled(self, ctx: Context, principal: Principal, state: State, *, elicits: bool) -> Settled:
+    async def _settled(
+        self,
+        ctx: Context,
+        principal: Principal,
+        params: types.InputResponseRequestParams,
+        state: State,
+        *,
+        elicits: bool,
+    ) -> Settled:
         """The run, or what is asked of the client before it goes on: by its server, or whether it may go on at all."""
         caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
-        state = await self._answered_by_client(state, client, caller)
+        state = await self._answered_by_client(state, client, caller, params)
         if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
             return client.required(state, waits)
         return await self._approved(ctx, principal, state, elicits=elicits)
 
-    async def _answered_by_client(self, state: State, client: Client, caller: Caller) -> State:
-        """The run after all that its servers asked and a legacy client answered while its call was open."""
-        while (waits := waiting_input(state)) is not None:
-            asked = parse(waits.asked)
-            if client.modern or not client.can(asked):
+    async def _answered_by_client(
+        self, state: State, client: Client, caller: Caller, params: types.InputResponseRequestParams
+    ) -> State:
+        """The run after all that its servers asked and its client answered.
+
+        A legacy client does while its call is open; a modern one may with the call itself, where the server wants no
+        state back.
+        """
+        upfront = params.input_responses if not params.request_state else None
+        while (waits := waiting_input(state)) is not None and client.can(asked := parse(waits.asked)):
+            if client.modern and (upfront is None or asked.state is not None):
                 break
-            responses = await client.answer(state, waits, asked)
+            given = {key: as_said(each) for key, each in (upfront or {}).items()}
+            responses = given if client.modern else await client.answer(state, waits, asked)
+            upfront = None
             if responses is not None and problem_of(asked, responses):
                 break  # the run waits, and whoever looks sees what it waits for
             because = "" if responses is not None else "the client has no answer"

@@ -1,12 +1,13 @@
 """The record of runs as a file of JSON lines that a stranger can check: `audit_check.py` is all that is needed.
 
     {"format":"lockstep-audit","version":1,"store":...,"runs":[{"run","events","head","session","principal","agent"}],
-     "stops":{"events","head"} or null, "bodies":{type:[fields that may be out of line]}}
+     "stops":{"events","head"} or null, "standing":likewise, "bodies":{type:[fields that may be out of line]}}
     {"blob":SHA-256,"text":...}                        before the first event that refers to it; bytes as "base64"
     {"absent":SHA-256}                                 in its place, where the store has lost it
     {"run","seq","at_ms","type","body","hash"}         "body" is what was hashed; where that is its deflated form, that
                                                        stands beside it in base64 as "deflated"; the run of what was
-                                                       stopped and started is "stops"
+                                                       stopped and started is "stops", of what was approved beforehand
+                                                       "standing"
     {"end":{"runs","events","blobs","digest"}}         counts, and SHA-256 over all bytes before this line
 
 What the chain hashes goes out as it is stored: deflating it anew would give other bytes with another zlib. Nothing is
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Protocol
 
-from lockstep.journal.audit_check import FORMAT, VERSION
+from lockstep.journal.audit_check import BESIDE, FORMAT, VERSION
 from lockstep.journal.codec import REFERENCE, unpack
 from lockstep.journal.events import EVENT_TYPES
 from lockstep.values import Digest
@@ -34,7 +35,7 @@ _MENTION = json.dumps(REFERENCE).strip('"').encode()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
-    """One hash chain: a run, or what was stopped and started."""
+    """One hash chain: a run, or one of those beside the runs."""
 
     run: str
     events: int
@@ -61,8 +62,8 @@ class Source(Protocol):
     def runs(self) -> Sequence[Chain]:
         """What is to be exported, oldest first."""
 
-    def stops(self) -> Chain | None:
-        """Who stopped which agents, where that is to be exported and there is any."""
+    def beside(self) -> Sequence[Chain]:
+        """Who stopped which agents, and what was approved beforehand, where that is to be exported and there is any."""
 
     def rows(self, run: str) -> Iterator[Row]: ...
 
@@ -81,16 +82,17 @@ class Exported:
 
 
 def export(source: Source, file: BinaryIO, *, store: str) -> Exported:
-    """Write the record of a source: every run, then who stopped what."""
+    """Write the record of a source: every run, then what stands beside them."""
     out = _Lines(file)
-    runs, stops = source.runs(), source.stops()
+    runs, beside = source.runs(), source.beside()
     bodies = {kind: list(cls.BODIES) for kind, cls in EVENT_TYPES.items() if hasattr(cls, "BODIES")}
     header = {"format": FORMAT, "version": VERSION, "store": store}
-    said = {"events": stops.events, "head": stops.head} if stops else None
-    out.write({**header, "runs": [asdict(run) for run in runs], "stops": said, "bodies": bodies})
+    heads = {chain.run: {"events": chain.events, "head": chain.head} for chain in beside}
+    said = {name: heads.get(name) for name in BESIDE}
+    out.write({**header, "runs": [asdict(run) for run in runs], **said, "bodies": bodies})
     written: set[bytes] = set()
     absent = events = 0
-    for chain in [*runs, *([stops] if stops else [])]:
+    for chain in [*runs, *beside]:
         for row in source.rows(chain.run):
             for digest in _references(row):
                 if (key := bytes.fromhex(digest)) in written:

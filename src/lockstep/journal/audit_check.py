@@ -24,7 +24,8 @@ GENESIS = bytes(32)
 ENDS = "run.finished"
 AFTER_THE_END = "doubt.settled"
 """A person may still say what became of a call in doubt."""
-STOPS = "stops"
+BESIDE = ("stops", "standing")
+"""Chains beside the runs: who stopped which agents, and what was approved beforehand."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REFERENCE = "\0blob:"
 
@@ -113,8 +114,8 @@ class _Checker:
         self._runs = _of(place, line, "runs", list)
         """In the order in which their events follow."""
         self._count = len(self._runs)
-        if line.get("stops") is not None:
-            self._runs = [*self._runs, {**_of(place, line, "stops", dict), "run": STOPS}]
+        beside = [name for name in BESIDE if line.get(name) is not None]
+        self._runs = [*self._runs, *({**_of(place, line, name, dict), "run": name} for name in beside)]
         if len({_of(place, run, "run", str) for run in self._runs}) < len(self._runs):
             raise Broken(place, "a run stands in the header twice")
         self._at = -1
@@ -160,7 +161,7 @@ class _Checker:
         if head.hex() != line.get("hash"):
             raise Broken(place, f"event {seq} of run {run} ({kind}) was changed: its hash does not follow")
         self._references(place, kind, body)
-        if seq == 1 and run != STOPS:
+        if seq == 1 and run not in BESIDE:
             self._beginning(place, kind, body)
         self._seq, self._head, self._events = seq, head, self._events + 1
         self._ended = self._ended or kind == ENDS

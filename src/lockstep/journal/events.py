@@ -290,6 +290,7 @@ class InputAsked:
     acted: bool = False
     """A request left the sandbox in this round that may have changed something."""
     tier: str = ""
+    start_ms: float = 0.0
     run_ms: float = 0.0
     egress: tuple[Mapping[str, str | int | float | bool | None], ...] = ()
 

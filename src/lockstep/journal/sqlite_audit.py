@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from lockstep.journal.audit import Chain, Row
+from lockstep.journal.audit_check import BESIDE
 from lockstep.journal.sqlite_file import DATABASE, connect, require_all_runs, translate
-from lockstep.journal.stops import CHAIN
 from lockstep.values import Digest, RunId
 
 # Cast, because SQLite lets anybody who edits the file put any type into any column.
 _COLUMNS = "CAST(seq AS INTEGER), CAST(at AS INTEGER), CAST(type AS BLOB), CAST(body AS BLOB), CAST(hash AS BLOB)"
 _EVENTS = f"SELECT {_COLUMNS} FROM events WHERE run = (SELECT number FROM runs WHERE run_id = ?) ORDER BY seq"
-_STOPS = f"SELECT {_COLUMNS} FROM stops ORDER BY seq"
 _RUNS = (
     "SELECT r.run_id, r.session, r.principal, r.agent, e.seq, CAST(e.hash AS BLOB) FROM runs r JOIN events e"
     " ON e.run = r.number AND e.seq = (SELECT max(seq) FROM events WHERE run = r.number) {where} ORDER BY r.number"
@@ -23,7 +22,7 @@ _RUNS = (
 
 
 class SQLiteAudit:
-    """What is to be exported of a store: one run, a session, or everything with what was stopped and started."""
+    """What is to be exported of a store: one run, a session, or everything with what stands beside the runs."""
 
     def __init__(self, directory: Path, *, run: RunId | None = None, session: str | None = None) -> None:
         self._directory = directory
@@ -50,17 +49,18 @@ class SQLiteAudit:
             for run, session, principal, agent, events, head in self._query(_RUNS.format(where=where), values)
         ]
 
-    def stops(self) -> Chain | None:
+    def beside(self) -> Sequence[Chain]:
         if self._run is not None or self._session is not None:
-            return None
-        if not list(self._query("PRAGMA table_info(stops)", ())):  # a store from before there were any
-            return None
-        last = "SELECT seq, CAST(hash AS BLOB) FROM stops ORDER BY seq DESC LIMIT 1"
-        found = (Chain(run=CHAIN, events=seq, head=head.hex()) for seq, head in self._query(last, ()))
-        return next(found, None)
+            return []
+        found = []
+        for table in BESIDE:  # the chain is called as its table; an old store has none
+            if list(self._query(f"PRAGMA table_info({table})", ())):
+                last = f"SELECT seq, CAST(hash AS BLOB) FROM {table} ORDER BY seq DESC LIMIT 1"
+                found += [Chain(run=table, events=seq, head=head.hex()) for seq, head in self._query(last, ())]
+        return found
 
     def rows(self, run: str) -> Iterator[Row]:
-        query = (_STOPS, ()) if run == CHAIN else (_EVENTS, (run,))
+        query = (f"SELECT {_COLUMNS} FROM {run} ORDER BY seq", ()) if run in BESIDE else (_EVENTS, (run,))
         for seq, at_ms, kind, body, digest in self._query(*query):
             yield Row(seq, at_ms, kind.decode(errors="replace"), body, digest)
 

@@ -298,20 +298,21 @@ def _effect_probed(state: State, event: ev.EffectProbed, at_ms: int) -> _Changes
 
 
 def _effect_reconciled(state: State, event: ev.EffectReconciled, at_ms: int) -> _Changes:
-    outcome = "ok" if event.happened else "did_not_happen"
-    receipts = _with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by)
-    call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
+    receipts, call = _known_outcome(state, event, at_ms)
     return {**receipts, **_with_call(state, event.call, call)}
 
 
 def _doubt_settled(state: State, event: ev.DoubtSettled, at_ms: int) -> _Changes:
-    outcome = "ok" if event.happened else "did_not_happen"
     # The model was told that nobody knew, and that stays said: the transcript is as it was when the run ended.
-    call: _Changes = {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
-    return {
-        **_with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by),
-        "calls": tuple(replace(each, **call) if each.id == event.call else each for each in state.calls),
-    }
+    receipts, call = _known_outcome(state, event, at_ms)
+    return {**receipts, "calls": _changed(state.calls, event.call, call)}
+
+
+def _known_outcome(state: State, event: ev.EffectReconciled | ev.DoubtSettled, at_ms: int) -> tuple[_Changes, _Changes]:
+    """What a doubt that is no more changes in the receipts, and in its call."""
+    outcome = "ok" if event.happened else "did_not_happen"
+    receipts = _with_receipt(state, event.call, at_ms, outcome, event.text, event.freed_by)
+    return receipts, {"phase": Phase.DONE, "outcome": outcome, "text": event.text}
 
 
 def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes:
@@ -369,7 +370,7 @@ def _answer(call: CallState) -> ToolMessage:
 
 def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
     """Change one call; when it was the last open one of the step, tell the model about all of them, in order."""
-    calls = tuple(replace(call, **changes) if call.id == call_id else call for call in state.calls)
+    calls = _changed(state.calls, call_id, changes)
     if any(call.open for call in calls):
         return {"calls": calls}
     return {
@@ -377,6 +378,10 @@ def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
         "transcript": state.transcript.add(*map(_answer, calls)),
         "malformed_in_a_row": state.malformed_in_a_row + 1 if all(call.malformed for call in calls) else 0,
     }
+
+
+def _changed(calls: tuple[CallState, ...], call_id: str, changes: _Changes) -> tuple[CallState, ...]:
+    return tuple(replace(call, **changes) if call.id == call_id else call for call in calls)
 
 
 def _with_receipt(

@@ -95,6 +95,7 @@ def round_asked(call: CallState, outcome: Outcome, expires_s: float) -> list[ev.
         expires_at_ms=call.input_expires_ms or now_ms() + int(expires_s * 1000),
         acted=outcome.acted,
         tier=outcome.tier.value,
+        start_ms=outcome.queue_ms + outcome.start_ms,
         run_ms=outcome.run_ms,
         egress=outcome.egress,
     )

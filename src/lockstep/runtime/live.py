@@ -20,8 +20,7 @@ class Attendant(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What it lets a server ask for: `elicitation` of people, here or elsewhere, and what it answers itself of
-        `sampling` and `roots`."""
+        """Of `elicitation`, `sampling` and `roots`: what it answers."""
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
         """The answers by key, each as the protocol has it; None where there are none."""

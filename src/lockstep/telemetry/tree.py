@@ -105,7 +105,7 @@ class _Builder:
             run.notes += [_request(record) for record in event.egress]
             call.children.append(run)
             self._ran.append((run.start_ms, at))
-            self._busy.append((run.start_ms, at))
+            self._busy.append((run.start_ms - event.start_ms, at))
         call.outcome = "asks for input"
         words = Input(id=event.input, asked=event.asked, live=event.live, event=0, at_ms=at).words
         self._open[event.input] = node = Node(kind="input", name=words, start_ms=at)

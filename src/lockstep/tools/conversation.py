@@ -123,7 +123,7 @@ async def converse(
     clock = _Clock(process, call.tool.timeout_s, on_overdue if late else None)
     try:
         ready.client.ask = clock.outside(ask) if ask is not None else None
-        ready.client.offers = frozenset(call.tool.asks) & call.offers
+        ready.client.offers = call.may_ask
         result = await _asked(ready.client, call)
         if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
             return _asking(call.tool, ready.client, result, process)

@@ -23,7 +23,7 @@ from lockstep.tools.oauth import client_secret
 from lockstep.tools.oauth_sdk import Login, SdkAuth
 from lockstep.tools.remote_headers import routing_headers
 from lockstep.tools.remote_http import Log, Lost, Reach, RemoteHttp, Unreached, authorized
-from lockstep.tools.remote_servers import named_hosts, own_rules
+from lockstep.tools.remote_servers import named_hosts, own_rules, require_secrecy
 from lockstep.tools.token_files import TokenFiles
 
 LOGIN_S = 300.0
@@ -41,6 +41,7 @@ async def login(
         StoreError: the token cannot be kept.
     """
     oauth = remote.oauth or OAuth()
+    require_secrecy(remote)
     secret = await client_secret(oauth)
     async with waiting(oauth.redirect_port) as back:
 

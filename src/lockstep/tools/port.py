@@ -46,14 +46,23 @@ class PermittedCall:
     """Idempotency key: the same for every attempt at the same effect in a session."""
     round: Round | None = None
     """What it goes on with, where its server asked for input before."""
-    offers: frozenset[str] = frozenset({"elicitation"})
-    """What its server may ask for now, if the tool's entry allows it: people, and of `sampling` and `roots` what
-    somebody is there to answer."""
+    offers: frozenset[str] = frozenset()
+    """Of `elicitation`, `sampling` and `roots`: what somebody is there to answer now."""
     principal: str = ""
     """For whom; a server elsewhere sees that principal's token."""
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
     listener: Listener | None = None
+
+    @property
+    def may_ask(self) -> frozenset[str]:
+        """What its server may ask for in this round, of what its entry lets it.
+
+        A person may answer at any time; but where somebody answers for a model or for roots, all of a question is
+        theirs, because nobody else could answer that part.
+        """
+        there = self.offers & frozenset(self.tool.asks)
+        return there if there - {"elicitation"} else frozenset(self.tool.asks) & {"elicitation"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

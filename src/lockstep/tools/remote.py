@@ -41,6 +41,7 @@ _RETRY_MS, _MAX_RETRY_MS = 1000, 60_000
 _SESSION = re.compile(r"[!-~]{1,1024}")
 _ERROR_BYTES = 64 * 2**10
 _EVENTS = "text/event-stream"
+_LISTENING = "listening"
 
 
 class Credentials(Protocol):
@@ -81,8 +82,11 @@ class RemoteProcess:
         self._session = ""
         self._protocol = ""
         """Of the legacy revisions, once shaken hands on."""
+        self._may_ask = False
+        """Whether a legacy server was told that it may ask for something while it is called."""
         self._asking: Mapping[str, Any] | None = None
         self._carrier: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._left_s: float | None = None
         """What is left of a clock that stands still."""
@@ -101,6 +105,7 @@ class RemoteProcess:
         self._log, self._received, self._open = Log(), 0, True
         self._admitted = time.monotonic()
         self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
+        self._listen_again()
 
     async def send(self, frame: bytes) -> None:
         message = msgspec.json.decode(frame)
@@ -108,8 +113,10 @@ class RemoteProcess:
             with contextlib.suppress(Exception):  # of a message that expects no answer nothing is lost
                 async with asyncio.timeout(_NOTICE_S):
                     await self._notice(message, frame)
+            if message.get("method") == "notifications/initialized":
+                self._listen_again()
             return
-        await self._come_to_rest()
+        await self._drop()
         self._asking = message
         self._carrier = asyncio.create_task(self._carry(message, frame))
 
@@ -241,8 +248,7 @@ class RemoteProcess:
             while True:
                 if not self._protocol or not stream.last_id or failures >= _MAX_RESUMES:
                     raise Lost(why)
-                delay_ms = min(stream.retry_ms if stream.retry_ms is not None else _RETRY_MS, _MAX_RETRY_MS)
-                await asyncio.sleep(delay_ms / 1000)
+                await _pause(stream)
                 try:
                     response = await self._resumed(stream.last_id, str(message["method"]))
                     break
@@ -250,12 +256,39 @@ class RemoteProcess:
                     why, failures = str(error), failures + 1
             stream.begin_again()
 
+    def _listen_again(self) -> None:
+        if self._may_ask and self._protocol and (self._listener is None or self._listener.done()):
+            self._listener = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        """What a legacy server asks beside the answer to a request comes by a stream of its own, where it has one."""
+        stream, failures = EventStream(), 0
+        with contextlib.suppress(Refused, ServerError):  # it has none, or its limits are hit: calls go on without
+            while failures < _MAX_RESUMES:
+                before = stream.last_id
+                with contextlib.suppress(Lost, Unreached):
+                    response = await self._resumed(stream.last_id, _LISTENING)
+                    try:
+                        async for piece in response.stream:  # type: ignore[union-attr]
+                            self._count(len(piece))
+                            for event in stream.feed(piece):
+                                self._frames.put_nowait(self._clean(event.data))
+                    finally:
+                        await response.aclose()
+                failures = 0 if stream.last_id != before else failures + 1
+                await _pause(stream)
+                stream.begin_again()
+
     async def _resumed(self, last_id: str, purpose: str) -> httpx2.Response:
-        headers = {**self._common(), "Accept": _EVENTS, "Last-Event-ID": header_text(last_id)}
+        headers = {**self._common(), "Accept": _EVENTS}
+        if last_id:
+            headers["Last-Event-ID"] = header_text(last_id)
         response = await self._authorized(httpx2.Request("GET", self._line.url, headers=headers), purpose)
         if response.status_code == 200 and _kind(response) == _EVENTS:
             return response
         await response.aclose()
+        if purpose == _LISTENING and 400 <= response.status_code < 500:
+            raise ServerError(0, "it has no stream of its own")
         raise Lost(f"the stream broke off and could not be resumed (status {response.status_code})")
 
     def _deliver(self, message: Mapping[str, Any], frame: bytes) -> bool:
@@ -270,6 +303,7 @@ class RemoteProcess:
         answer = "method" not in found and found.get("id") == message["id"] and not isinstance(found["id"], bool)
         if answer and message["method"] == "initialize" and isinstance(result := found.get("result"), dict):
             self._protocol = str(result.get("protocolVersion", ""))[:40]
+            self._may_ask = bool((message.get("params") or {}).get("capabilities"))
         return answer
 
     async def _notice(self, message: Mapping[str, Any], frame: bytes) -> None:
@@ -351,14 +385,22 @@ class RemoteProcess:
         if self._carrier is not None and self._asking is None:
             await asyncio.wait([self._carrier], timeout=2 * _REST_S)
 
-    async def _break_off(self) -> None:
-        """Closing the connection of a request is how it is cancelled; the legacy revisions want to be told besides."""
+    async def _drop(self) -> Mapping[str, Any] | None:
+        """Close the connection of a request that nobody waits for any more; which one, if it had no answer."""
         await self._come_to_rest()
         asking, carrier = self._asking, self._carrier
         if carrier is None or carrier.done():
-            return
+            return None
         carrier.cancel()
         await asyncio.wait([carrier])
+        return asking
+
+    async def _break_off(self) -> None:
+        """Closing the connection of a request is how it is cancelled; the legacy revisions want to be told besides."""
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+        asking = await self._drop()
         if asking is not None and self._protocol:
             params = {"requestId": asking["id"], "reason": "given up"}
             notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
@@ -375,6 +417,12 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
+
+
+async def _pause(stream: EventStream) -> None:
+    """As long as the server wants a connection that broke off to wait."""
+    delay_ms = stream.retry_ms if stream.retry_ms is not None else _RETRY_MS
+    await asyncio.sleep(min(delay_ms, _MAX_RETRY_MS) / 1000)
 
 
 async def _rest_of(response: httpx2.Response) -> None:

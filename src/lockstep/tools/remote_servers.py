@@ -14,7 +14,7 @@ from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError
 from lockstep.sandbox.contract import EgressRule, Findings, Limits, Process, SandboxSpec
-from lockstep.sandbox.egress_rules import parse_rule
+from lockstep.sandbox.egress_rules import is_private, parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Room
 from lockstep.tools.conversation import Ready
@@ -62,6 +62,7 @@ class RemoteServers:
         """Raises ConfigError."""
         if remote.oauth is None:
             return None
+        require_secrecy(remote)
         if self._tokens is None:
             raise ConfigError(
                 f"The server {remote.server} wants a token, and there is no store to keep one in.",
@@ -112,6 +113,13 @@ def named_hosts(remote: Remote) -> frozenset[str]:
     """The hosts that the operator wrote down for a server: its own, and that of its authorization server."""
     named = (remote.url, remote.oauth.issuer if remote.oauth else None)
     return frozenset(str(urlsplit(each).hostname) for each in named if each)
+
+
+def require_secrecy(remote: Remote) -> None:
+    """Raises ConfigError where a token would travel in clear text."""
+    url = urlsplit(remote.url)
+    if url.scheme != "https" and not is_private(str(url.hostname)):
+        raise ConfigError(f"A token for {remote.url} would travel in clear text.", remedy="Write https in `url`.")
 
 
 def own_rules(remote: Remote) -> tuple[EgressRule, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lockstep.agent.locked import LockedTool
+from lockstep.agent.mcp_spec import filled_in
 from lockstep.agent.pointers import Missing, select
 from lockstep.gate.arguments import Malformed
 from lockstep.gate.effects import as_json, probe_arguments, probed
@@ -68,8 +69,14 @@ def in_scratch(tool: LockedTool, instead_of: Iterable[Place], port: int) -> Lock
             raise NotTried(f"it was not tried: {text!r} leads out of the scratch world", then, "warning")
         rules.append(format_rule(replace(rule, scheme="http", host="127.0.0.1", port=port)))
     env = {name: _turned(value, places, port) for name, value in tool.env.items()}
+    remote = tool.remote
+    if remote is not None:
+        given = {secret.env: _IN_SECRETS_PLACE for secret in tool.secrets}
+        headers = {name: filled_in(text, given) for name, text in remote.headers.items()}
+        remote = replace(remote, url=_turned(remote.url, places, port), headers=headers, oauth=None)
     return replace(
         tool,
+        remote=remote,
         egress=tuple(rules),
         env={**env, **{secret.env: _IN_SECRETS_PLACE for secret in tool.secrets}},
         secrets=(),

@@ -16,6 +16,7 @@ from lockstep.gate.trial import Trying
 from lockstep.sandbox.egress_rules import parse_authority, parse_rule
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
+from lockstep.tools.scan import Offered, scan, visible
 from lockstep.tools.semantics import RANK, Finding, static_findings
 from lockstep.tools.trial import Place, Trials
 from lockstep.wiring.running import prepare, require_tiers
@@ -38,6 +39,7 @@ async def check_tools(directory: Path, tools: SandboxedTools, code: CodeStore, *
         lock = (await prepare(directory, tools, code, unlocked=True)).lock
     agent = locked_agent(lock)
     found = [each for name, source in _sources(spec, lock) for each in _static(directory, agent.tools[name], source)]
+    found += _scanned(agent)
     if scratch:
         found += await _tried(directory, spec, agent, tools)
     return sorted(found, key=lambda each: (RANK[each.severity], each.tool))
@@ -46,6 +48,22 @@ async def check_tools(directory: Path, tools: SandboxedTools, code: CodeStore, *
 def _static(directory: Path, tool: LockedTool, source: ToolSource) -> list[Finding]:
     reads_key = any(_KEY_META in data for data in code_files(directory, source).values())
     return static_findings(tool, said=frozenset(source.model_fields_set), reads_key=reads_key)
+
+
+def _scanned(agent: LockedAgent) -> list[Finding]:
+    """What a person should read twice in the definitions of other people's servers."""
+    theirs = [tool for tool in agent.tools.values() if tool.source.startswith("mcp:")]
+    names = {(tool.source, visible(tool.own_name)): tool.name for tool in theirs}
+    return [
+        Finding(
+            tool=names[each.source, each.tool],
+            rule=f"scan-{each.what}",
+            severity="note" if each.what == "elsewhere" else "warning",
+            what=each.text,
+            then="read the whole definition, and use the tool only if that is meant",
+        )
+        for each in scan(Offered(source=tool.source, definition=tool.definition) for tool in theirs)
+    ]
 
 
 def _sources(spec: AgentSpec, lock: Lock) -> Iterator[tuple[str, ToolSource]]:

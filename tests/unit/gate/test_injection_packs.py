@@ -172,6 +172,14 @@ def test_what_a_pointed_place_names_is_pointed_to_in_turn() -> None:
     assert asked_by("Write to Ann; Bob said in general where to find her.", steps, call) == set()
 
 
+def test_what_names_a_place_only_after_it_was_read_does_not_point_to_it() -> None:
+    page = ("page", {"url": "www.utility.example"}, BILL)
+    note = ("file", {"path": "note.txt"}, "Bills are on www.utility.example, mostly.")
+    call = ("pay", {"to": "FR76-9901-5544", "amount": 98.7})
+    assert asked_by("Pay the bill that note.txt is about.", [note, page], call) == set()
+    assert "stray-destination" in asked_by("Pay the bill that note.txt is about.", [page, note], call)
+
+
 def test_the_strict_pack_takes_no_hint_from_what_the_user_pointed_to() -> None:
     steps = [("file", {"path": "bill.txt"}, BILL)]
     call = ("pay", {"to": "FR76-9901-5544", "amount": 98.7})

@@ -22,6 +22,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.journal.sqlite_file import DATABASE
+from lockstep.journal.standing import Standing, StandingBook
 from lockstep.journal.stops import StopBook
 from lockstep.values import Digest, RunId
 
@@ -35,13 +36,24 @@ SAID = ev.ModelReplied(
     step=1, text="word " * 200, calls=(ev.Asked(id="1.0", provider_id="p", name="t", arguments="{}"),)
 )
 """Deflated in the store."""
+GIVEN = Standing(
+    id="g1",
+    agent="travel",
+    directory="/",
+    lock=Digest("1" * 64),
+    tool="t",
+    where=(("/to", '"Bük"'),),
+    from_ms=1,
+    until_ms=9,
+    by="ada",
+)
 HALF = ev.ModelReplied(step=2, text="\ud800 half of a pair")
 FINISHED = ev.RunFinished(stop_reason="completed", output="done")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of one session, one of another, and a stop."""
+    """Two runs of one session, one of another, a stop, and an approval given beforehand that was used."""
     directory = tmp_path_factory.mktemp("audit") / "store"
 
     async def fill() -> None:
@@ -57,6 +69,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     book.stop("travel", by="ada", because="why", at_ms=1)
     book.start("travel", by="ada", because="", at_ms=2)
     book.close()
+    approvals = StandingBook(directory)
+    approvals.give(GIVEN)
+    assert approvals.use("g1", run=RunId("r1"), call="1.0", at_ms=2)
     return directory
 
 
@@ -92,8 +107,8 @@ def resealed(lines: list[Line]) -> bytes:
 def test_a_record_of_everything_holds_and_says_what_is_in_it(store: Path) -> None:
     data, done = exported(store)
     found = checked(data, done.digest)
-    assert (found.runs, found.events, found.blobs) == (3, 14, 2) == (done.runs, done.events, done.blobs)
-    assert set(found.heads) == {"r1", "r2", "r3", "stops"}
+    assert (found.runs, found.events, found.blobs) == (3, 16, 2) == (done.runs, done.events, done.blobs)
+    assert set(found.heads) == {"r1", "r2", "r3", "stops", "standing"}
     header = lines_of(data)[0]
     assert (header["format"], header["version"], header["store"]) == ("lockstep-audit", 1, "/store")
     assert [(run["run"], run["session"], run["events"]) for run in header["runs"]][:2] == [
@@ -118,7 +133,7 @@ def test_what_was_asked_for_is_exported_and_its_heads_are_those_of_the_journal(
         await journal.close()
         return found
 
-    assert {run: head for run, head in checked(data).heads.items() if run != "stops"} == asyncio.run(heads())
+    assert {run: head for run, head in checked(data).heads.items() if run in runs} == asyncio.run(heads())
 
 
 def test_a_body_is_legible_also_where_the_chain_hashes_its_deflated_form(store: Path) -> None:
@@ -139,7 +154,7 @@ def test_the_verifier_runs_alone_with_the_standard_library(store: Path, tmp_path
         for arguments in (["record", done.digest], ["record", "0" * 64], ["changed"], ["missing"], [])
     ]
     assert [end.returncode for end in ends] == [0, 1, 1, 2, 2]
-    assert ends[0].stdout == f"whole: 3 runs, 14 events, 2 bodies, digest {done.digest}\n"
+    assert ends[0].stdout == f"whole: 3 runs, 16 events, 2 bodies, digest {done.digest}\n"
     assert ends[2].stdout.startswith("broken: line ")
     assert not any("Traceback" in end.stderr for end in ends)
 
@@ -214,6 +229,15 @@ FORGERIES: dict[str, tuple[Callable[[list[Line]], list[Line]], str]] = {
     "another person in the header": (_header(lambda line: line["runs"][0].update(principal="eve")), "the principal of"),
     "the stops left out of the header": (_header(lambda line: line.update(stops=None)), "none of it is expected"),
     "a stop removed": (_without(_event("stops", 1)), "event of run stops stands where none"),
+    "the standing approvals left out of the header": (
+        _header(lambda line: line.update(standing=None)),
+        "none of it is expected",
+    ),
+    "a use of a standing approval removed": (_without(_event("standing", 2)), "1 events here and 2 in the header"),
+    "a standing approval for another": (
+        _changed(_event("standing", 1), body=json.dumps({"id": "g1", "by": "eve"})),
+        "hash does not follow",
+    ),
     "another format": (_header(lambda line: line.update(version=2)), "use a newer verifier"),
 }
 
@@ -281,8 +305,9 @@ def test_a_whole_forged_record_shows_against_a_digest_that_was_kept(store: Path)
         ("DELETE FROM events WHERE seq = 2", "stands where event 2"),
         ("UPDATE runs SET session = 'other'", "the session of"),
         ("UPDATE stops SET body = '{}' WHERE seq = 1", "hash does not follow"),
+        ("UPDATE standing SET body = '{}' WHERE seq = 1", "hash does not follow"),
     ],
-    ids=["body lost", "body changed", "event unreadable", "time", "event lost", "list of runs", "stop"],
+    ids=["body lost", "body changed", "event unreadable", "time", "event lost", "list of runs", "stop", "standing"],
 )
 def test_a_damaged_store_is_exported_as_it_is_and_does_not_pass(
     store: Path, tmp_path: Path, damage: str, problem: str

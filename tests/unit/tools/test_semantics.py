@@ -9,7 +9,8 @@ import pytest
 from inprocess import locked_tool
 
 from lockstep.agent.effect_spec import ProbeSection, Repeats
-from lockstep.agent.locked import LockedTool
+from lockstep.agent.locked import LockedTool, Remote
+from lockstep.agent.mcp_spec import OAuth
 from lockstep.agent.spec import SecretSection
 from lockstep.tools.semantics import static_findings
 from lockstep.tools.trial import NotTried, in_scratch
@@ -164,3 +165,15 @@ def test_a_scratch_world_is_told_no_secret() -> None:
     here = in_scratch(tool(Effect.ONCE, secrets=(secret,)), [("api.example", 443)], 9)
     assert here.secrets == ()
     assert here.env["KEY"] not in ("", "env:REAL_KEY")
+
+
+def test_a_server_elsewhere_is_the_one_of_the_scratch_world() -> None:
+    secret = SecretSection.model_validate(
+        {"env": "KEY", "from": "env:REAL_KEY", "host": "api.example:443", "header": "Authorization"}
+    )
+    remote = Remote(url="https://api.example/mcp", headers={"Authorization": "Bearer ${KEY}"}, oauth=OAuth())
+    given = tool(Effect.ONCE, remote=remote, secrets=(secret,), egress=("api.example:443 POST /mcp",))
+    here = in_scratch(given, [("api.example", 443)], 9)
+    assert here.remote is not None
+    assert (here.remote.url, here.remote.oauth, here.pin) == ("http://127.0.0.1:9/mcp", None, given.pin)
+    assert "KEY" not in here.remote.headers["Authorization"]

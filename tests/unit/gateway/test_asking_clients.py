@@ -43,8 +43,7 @@ def rounds(*asked: dict[str, Any]) -> Any:
         place = 0 if call.round is None else int(call.round.state or 0)
         if place < len(asked):
             result = {"inputRequests": asked[place], "requestState": str(place + 1)}
-            may = set(call.tool.asks) & call.offers
-            return Outcome(kind="input_required", text="asks", asked=read_result(result, may))
+            return Outcome(kind="input_required", text="asks", asked=read_result(result, call.may_ask))
         assert call.round is not None
         return ok(json.dumps(call.round.responses))
 
@@ -213,6 +212,41 @@ def test_an_answer_that_was_not_asked_for_is_asked_for_again(tmp_path: Path, giv
             good = parsed({"who": {"action": "accept", "content": {"name": "Ada"}}, "more": {"action": "decline"}})
             result = await asked_of(caller, input_responses=good, request_state=again.request_state)
             assert json.loads(text(result)) == {"who": {"action": "accept", "content": {"name": "Ada"}}}
+
+    run(work)
+
+
+def test_an_answer_that_comes_with_the_call_is_taken_where_the_server_wants_no_state_back(tmp_path: Path) -> None:
+    def book(call: PermittedCall) -> Outcome:
+        if call.round is None:
+            asked = read_result({"inputRequests": {"who": FORM}}, call.may_ask)
+            return Outcome(kind="input_required", text="asks", asked=asked)
+        assert call.round.state is None
+        return ok(json.dumps(call.round.responses))
+
+    async def work() -> None:
+        async with opened(tmp_path, AGENT, book=book) as world, raw(world) as caller:
+            good = parsed({"who": {"action": "accept", "content": {"name": "Ada"}}})
+            result = await asked_of(caller, input_responses=good)
+            assert json.loads(text(result)) == {"who": {"action": "accept", "content": {"name": "Ada"}}}
+
+    run(work)
+
+
+def test_a_client_that_answers_for_a_model_and_not_for_people_is_asked_no_more_than_that(tmp_path: Path) -> None:
+    seen: list[frozenset[str]] = []
+
+    def book(call: PermittedCall) -> Outcome:
+        seen.append(call.may_ask)
+        return ok()
+
+    async def work() -> None:
+        person = Person()
+        async with opened(tmp_path, AGENT, book=book) as world:
+            for more in ({"sampling_callback": person.sample}, {}, {"elicitation_callback": person.elicit}):
+                async with world.client("2026-07-28", **more) as caller:
+                    await caller.call_tool("book", {"flight": f"BA{len(seen)}"})
+        assert [set(each) for each in seen] == [{"sampling"}, {"elicitation"}, {"elicitation"}]
 
     run(work)
 

@@ -1,0 +1,155 @@
+"""Our client and the SDK's own server, in both eras: questions, answers and clocks as the protocol has them.
+
+The server runs in a plain process here, without a sandbox: the SDK is ours, and no isolation is what this is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep.agent.locked import LockedTool, pin
+from lockstep.agent.spec import LimitsSection
+from lockstep.gate.rounds import Round
+from lockstep.sandbox.contract import EgressRecord, Limits
+from lockstep.sandbox.framed import FramedChild, kill_child
+from lockstep.tools.client import LEGACY, MODERN, McpClient
+from lockstep.tools.conversation import converse, greet
+from lockstep.tools.inputs import Asked
+from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.values import Effect, JsonObject, RunId, Tier, digest_json
+
+SERVER = Path(__file__).with_name("asking_server.py")
+YES: JsonObject = {"action": "accept", "content": {"name": "Ada", "seats": 2}}
+
+
+class Plain(FramedChild):
+    """A process without a sandbox, as far as a conversation needs one."""
+
+    def egress_log(self) -> tuple[EgressRecord, ...]:
+        return ()
+
+    def pause(self) -> None:
+        self.pause_clock()
+
+    def go_on(self) -> None:
+        self.continue_clock()
+
+
+async def started(wall_s: float = 30.0) -> Any:
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(sys.executable, str(SERVER), stdin=pipe, stdout=pipe, stderr=pipe)
+    process = Plain(child, Limits(wall_s=wall_s), lambda: kill_child(child), lambda code: "")
+    process.start_clock()
+    return process
+
+
+def with_server(work: Callable[[Any], Coroutine[Any, Any, None]], wall_s: float = 30.0) -> None:
+    async def bounded() -> None:
+        process = await started(wall_s)
+        try:
+            async with asyncio.timeout(30):
+                await work(process)
+        finally:
+            await process.close(5.0)
+
+    asyncio.run(bounded())
+
+
+async def booking(process: Any, protocol: str, *, asks: tuple[str, ...] = ("elicitation",)) -> PermittedCall:
+    client = McpClient(process)
+    await client.resume(protocol)
+    (definition,) = (await client.list_tools()).tools
+    tool = LockedTool(
+        name="book",
+        definition=definition,
+        pin=pin(definition, "mcp:x", {}, {}),
+        effect=Effect.ONCE,
+        dedupe_on=None,
+        tier=Tier.NONE,
+        egress=(),
+        env={},
+        limits=LimitsSection(),
+        timeout_s=20,
+        fee_usd=Decimal(0),
+        source="mcp:x",
+        code={},
+        protocol=protocol,
+        asks=asks,
+    )
+    digest = digest_json({})
+    return PermittedCall(run=RunId("r1"), session="s", id="1.0", tool=tool, arguments={}, digest=digest, key="k")
+
+
+async def said(process: Any, call: PermittedCall, ask: Any = None) -> Outcome:
+    return await converse(await greet(call.tool, process), call, process, None, ask)
+
+
+def test_a_modern_server_asks_in_a_result_and_is_answered_in_another_call() -> None:
+    async def work(process: Any) -> None:
+        call = await booking(process, MODERN)
+        outcome = await said(process, call)
+        assert (outcome.kind, outcome.acted) == ("input_required", False)
+        assert outcome.asked is not None
+        assert outcome.asked.state == "mine"
+        (request,) = outcome.asked.requests
+        assert (request.key, request.kind, request.message) == ("who", "form", "Who flies?")
+        answered = replace(call, round=Round(responses={"who": YES}, state="mine"))
+        assert json.loads((await said(process, answered)).text) == ["accept", YES["content"], "mine"]
+
+    with_server(work)
+
+
+def test_a_modern_server_that_may_not_ask_says_what_it_would_need() -> None:
+    """What it would have asked never gets here: it is not told that it could."""
+
+    async def work(process: Any) -> None:
+        outcome = await said(process, await booking(process, MODERN, asks=()))
+        assert outcome.kind in ("tool_error", "input_required")
+        assert outcome.asked is None or all(each.refused for each in outcome.asked.requests)
+
+    with_server(work)
+
+
+def test_a_legacy_server_is_answered_while_it_holds_its_call_open() -> None:
+    async def work(process: Any) -> None:
+        async def ask(asked: Asked) -> JsonObject:
+            assert asked.requests[0].message == "Who flies?"
+            return {"request": YES}
+
+        outcome = await said(process, await booking(process, LEGACY[0]), ask)
+        assert json.loads(outcome.text) == ["accept", YES["content"]]
+
+    with_server(work)
+
+
+def test_a_persons_time_is_not_the_calls() -> None:
+    async def work(process: Any) -> None:
+        call = await booking(process, LEGACY[0])
+
+        async def ask(asked: Asked) -> JsonObject:
+            assert process._wall.cancelled()
+            process._left_s = 5.0  # what was left of it, whatever the machine is doing
+            return {"request": YES}
+
+        assert (await said(process, call, ask)).kind == "ok"
+        assert not process._wall.cancelled()
+        assert process._wall.when() <= asyncio.get_running_loop().time() + 5.0
+
+    with_server(work)
+
+
+def test_a_legacy_server_that_may_not_ask_cannot() -> None:
+    async def work(process: Any) -> None:
+        outcome = await said(process, await booking(process, LEGACY[0], asks=()), pytest.fail)
+        assert outcome.kind == "tool_error", outcome
+
+    with_server(work)
