@@ -1,8 +1,8 @@
 """Run the Model Context Protocol's conformance suite against host and gateway, and say how much of it passes.
 
 The suite needs Node 24, which its package brings; npm sets both up under `.conformance/` from the lock file in
-`tests/conformance`. Where npm is missing the run is skipped and says so. The gateway serves the Python tools of
-`tests/conformance/everything`, in sandboxes and behind gate and journal. As a client the suite starts
+`tests/conformance`. Where npm is missing the run is skipped and says so. The gateway stands before the server in
+`tests/conformance/everything`, which runs in a sandbox, behind gate and journal. As a client the suite starts
 `tests/conformance/client.py`, which locks and runs an agent.
 
 Usage: conformance.py [client|gateway] [SCENARIO...]. One half alone, or of the client some scenarios.
@@ -10,6 +10,7 @@ Usage: conformance.py [client|gateway] [SCENARIO...]. One half alone, or of the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests/conformance"
 WORK = ROOT / ".conformance"
+PACKAGES = ROOT / "tests/contract/data/mcp_servers/modern.txt"
+"""Packages of servers on the SDK, for the Python of the system, which is the one that a sandbox sees."""
 SUITE = "node_modules/@modelcontextprotocol/conformance/dist/index.js"
 REVISIONS = {"2026-07-28": 37, "2025-11-25": 30}
 """Revision -> server scenarios that it requires."""
@@ -39,16 +42,59 @@ def main() -> int:
     if npm is None:
         print("conformance: skipped: npm is not installed")
         return 0
-    WORK.mkdir(exist_ok=True)
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(SOURCE / name, WORK)
-    subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--silent"], cwd=WORK, check=True)
+    set_up(npm)
     half, only = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     client = gained(half != "gateway", CLIENT, lambda revision: played(revision, only))
     with gateway(half != "client") as url:
         served = gained(half != "client", REVISIONS, lambda revision: scored(revision, url))
     print(f"conformance: client {client}, gateway {served}")
     return 0
+
+
+def set_up(npm: str) -> None:
+    """The suite."""
+    WORK.mkdir(exist_ok=True)
+    files = (SOURCE / "package.json", SOURCE / "package-lock.json")
+    with once(*files) as anew:
+        if anew:
+            for file in files:
+                shutil.copy(file, WORK)
+            subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--silent"], cwd=WORK, check=True)
+
+
+def everything() -> Path:
+    """The locked agent that has the server of everything, with the packages that the server needs."""
+    packages = WORK / "python"
+    with once(PACKAGES) as anew:
+        if anew:
+            install(packages)
+    agent = WORK / "everything"
+    shutil.rmtree(agent, ignore_errors=True)
+    shutil.copytree(SOURCE / "everything", agent)
+    written = agent / "agent.toml"
+    written.write_text(written.read_text().replace("/PYTHON", str(packages)))
+    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True, stdout=subprocess.DEVNULL)
+    return agent
+
+
+def install(packages: Path) -> None:
+    """The packages of the server, with bytecode that stays valid when they are copied."""
+    shutil.rmtree(packages, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--no-compile"]
+    subprocess.run([*pip, "--only-binary", ":all:", "--target", str(packages), "-r", str(PACKAGES)], check=True)
+    compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(packages)]
+    subprocess.run(["/usr/bin/python3", *compiling], check=True)
+
+
+@contextmanager
+def once(*files: Path) -> Iterator[bool]:
+    """Whether what depends on these files is to be done; not again once it was."""
+    stamp = WORK / f"{files[0].name}.stamp"
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    anew = not stamp.exists() or stamp.read_text() != digest
+    yield anew
+    if anew:
+        stamp.write_text(digest)
 
 
 def gained(wanted: bool, required: Mapping[str, int], count: Callable[[str], int]) -> str:
@@ -94,10 +140,7 @@ def gateway(wanted: bool) -> Iterator[str]:
     if not wanted:
         yield ""
         return
-    agent = WORK / "everything"
-    shutil.rmtree(agent, ignore_errors=True)
-    shutil.copytree(SOURCE / "everything", agent)
-    subprocess.run([sys.executable, "-m", "lockstep", "lock", str(agent)], check=True)
+    agent = everything()
     command = [sys.executable, "-m", "lockstep", "gateway", str(agent), "--http", "0", "--open"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

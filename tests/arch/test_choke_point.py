@@ -45,6 +45,7 @@ def test_the_words_that_call_a_tool_are_said_in_one_place() -> None:
 
 def test_only_a_conversation_calls_a_tool_and_only_the_host_has_one() -> None:
     assert _places(_calls("call_tool")) == {CONVERSATION}
+    assert _places(_calls("ask_context")) == {CONVERSATION}
     assert _places(_calls("converse")) == {HOST}
     assert _places(_calls("McpClient")) == {CONVERSATION, HOST}
 

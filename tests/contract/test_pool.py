@@ -323,3 +323,26 @@ asyncio.run(main())
         assert left.traces() == []
 
     play(scene)
+
+
+def test_what_is_kept_for_a_session_makes_way_for_another_and_what_is_kept_for_a_run_does_not(here: Here) -> None:
+    async def scene() -> None:
+        async with pool_of(here, replace(ROOM, running=2, queue_s=1.5)) as pool:
+            how = recipe(here, single_use=False)
+
+            async def told(session: str, gives_way: bool = True) -> str:
+                async with pool.lease_of_run(session, how, gives_way=gives_way) as lease:
+                    lease.spoiled = False
+                    return await ask(here, lease)
+
+            assert [await told("a"), await told("b"), await told("a")] == ["1", "1", "2"]
+            assert await told("c") == "1"  # in place of b, which called before a did
+            assert await told("a") == "3"
+            assert await told("r1", gives_way=False) == "1"  # in place of c
+            async with pool.lease_of_run("a", how, gives_way=True) as lease:  # under way: it cannot make way
+                with pytest.raises(SandboxBusy):
+                    await told("b")
+                lease.spoiled = False
+            assert await told("r1", gives_way=False) == "2"
+
+    play(scene)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from lockstep.agent.builtins import builtin_files, pack_text
+from lockstep.agent.context import METHODS, offered_by, plain_name
 from lockstep.agent.declared_fields import check_fields, fields_of_tool
 from lockstep.agent.load import AGENT_FILE, inside, read_file, read_text
 from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.places import host_path, is_of_the_agent, tree_digest
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, LockError
-from lockstep.values import Digest, Json, JsonObject, digest_json, sha256
+from lockstep.values import Digest, Effect, Json, JsonObject, digest_json, sha256
 
 LOCK_FILE = "agent.lock"
 FORMAT = 1
@@ -88,6 +89,8 @@ def source_key(source: ToolSource) -> str:
 def shown_name(source: ToolSource, name: str) -> str:
     """What the model calls a tool that its source calls `name`. With a prefix it is what every provider takes."""
     prefix = source.mcp.prefix if source.mcp else None
+    if source.mcp and name in METHODS:
+        name = plain_name(name)
     return f"{prefix}__{_NOT_IN_A_NAME.sub('_', name)}" if prefix else name
 
 
@@ -134,7 +137,8 @@ def resolve_static(directory: Path, spec: AgentSpec, locked: Lock) -> Lock:
     for index, source in enumerate(spec.tools):
         key = source_key(source)
         offered = [name for where, name in known if where == key]
-        names = source.include or [name for name in offered if shown_name(source, name) not in claimed]
+        context = [name for name in offered if _is_context(source, name)]
+        names = [*source.include, *context] if source.include else _unclaimed(source, offered, claimed)
         found = [known.get((key, name), {"definition": {"name": name}}) for name in names]
         definitions[index] = [cast(JsonObject, value["definition"]) for value in found]
         if agreed := next((str(value["protocol"]) for value in found if "protocol" in value), ""):
@@ -276,7 +280,8 @@ def _tool_parts(
                 )
             fields = fields_of_tool(source.fields, definition)
             declared: dict[str, Json] = {"fields": fields} if fields else {}
-            parts[name] = _tool_part(place, {"definition": definition, **settings, **declared})
+            own = _of_a_read(settings) if source.mcp and definition["name"] in METHODS else settings
+            parts[name] = _tool_part(place, {"definition": definition, **own, **declared})
     for file in spec.policy.files:
         parts[f"policy {file}"] = _text_part(inside(directory, file), "Write it, or correct `policy.files`.")
     for pack in spec.policy.packs:
@@ -309,9 +314,24 @@ def _claimed(spec: AgentSpec) -> set[str]:
     return {shown_name(source, name) for source in spec.tools for name in source.include or ()}
 
 
+def _unclaimed(source: ToolSource, offered: Sequence[str], claimed: set[str]) -> list[str]:
+    """What an entry without `include` provides: tools that no other entry names, and what it is said to offer."""
+    return [
+        name
+        for name in offered
+        if (_is_context(source, name) if name in METHODS else shown_name(source, name) not in claimed)
+    ]
+
+
+def _is_context(source: ToolSource, name: str) -> bool:
+    return source.mcp is not None and name in METHODS and offered_by(source.mcp.offer, name)
+
+
 def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], claimed: set[str]) -> list[JsonObject]:
     if source.include is None:
-        return [each for each in definitions if shown_name(source, str(each["name"])) not in claimed]
+        unclaimed = _unclaimed(source, [str(each["name"]) for each in definitions], claimed)
+        return [each for each in definitions if each["name"] in unclaimed]
+    context = [each for each in definitions if _is_context(source, str(each["name"]))]
     by_name = {definition["name"]: definition for definition in definitions}
     for name in source.include:
         if name not in by_name:
@@ -319,7 +339,7 @@ def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], c
                 f"{place}.include names {name!r}, which {source_key(source)} does not have.",
                 remedy=f"It has: {', '.join(map(str, by_name)) or 'none'}.",
             )
-    return [by_name[name] for name in source.include]
+    return [*(by_name[name] for name in source.include), *context]
 
 
 def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
@@ -371,7 +391,17 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
         settings["files"] = {
             name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())
         }
+    if server.offer != ("tools",):
+        settings["offer"] = sorted(server.offer)
     return settings
+
+
+def _of_a_read(settings: dict[str, Json]) -> dict[str, Json]:
+    """The settings of what is read of a server beside its tools, whatever its tools do and cost."""
+    kept = {name: value for name, value in settings.items() if name not in ("dedupe_on", "repeats", "untrusted_fields")}
+    if "untrusted_fields" in settings:  # which name places in the results of tools, and none here
+        kept["output_trust"] = "untrusted"
+    return {**kept, "effect": Effect.READ.value, "fee_usd": "0"}
 
 
 _REPEATS: Mapping[str, str] = {

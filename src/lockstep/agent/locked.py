@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lockstep.agent.budget_spec import Budget as Budget
 from lockstep.agent.budget_spec import budget_of
+from lockstep.agent.context import METHODS
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.lock import Lock
 from lockstep.agent.mcp_spec import McpServer, OAuth, WorkingFiles
@@ -88,6 +89,16 @@ class LockedTool:
     """Of an MCP server: whether a result that is an error says that the effect did not happen."""
     remote: Remote | None = None
     """Of an MCP server that runs elsewhere: how it is reached."""
+
+    @property
+    def method(self) -> str:
+        """The method of the protocol that it is, of what is read of a server beside its tools; of a tool, empty."""
+        return self.own_name if self.source.startswith("mcp:") and self.own_name in METHODS else ""
+
+    @property
+    def for_models(self) -> bool:
+        """Whether a model may ask for it; what is not is for the clients of a gateway alone."""
+        return METHODS.get(self.method, True)
 
     @property
     def own_name(self) -> str:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
+from lockstep.agent.context import Offers
 from lockstep.agent.places import AnyPath, HostPath, MountName
 from lockstep.agent.secret_spec import SecretSource
 
@@ -105,6 +106,8 @@ class McpServer(_Section):
     runtime: dict[MountName, HostPath] = Field(default_factory=dict)
     """Directories of packages that the server consists of: read-only at /runtime/NAME, digested into the lock."""
     files: dict[MountName, WorkingFiles] = Field(default_factory=dict)
+    offer: tuple[Offers, ...] = Field(default=("tools",), min_length=1)
+    """What of the server is taken: its tools, and as read-only tools its resources and prompts."""
     elicitation: Literal["ask", "decline"] = "decline"
     """Whether the server may ask people for input while one of its tools is called."""
     sampling: Literal["client", "decline"] = "decline"

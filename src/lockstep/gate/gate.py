@@ -75,8 +75,8 @@ class Gate:
     def judge(self, state: State, call: CallState) -> CallJudged:
         """The verdict on a call the model asked for; every reason is in it."""
         tool = self.agent.tools.get(call.name)
-        if tool is None:
-            known = ", ".join(self.agent.tools) or "none"
+        if tool is None or not (state.client or tool.for_models):
+            known = ", ".join(name for name, each in self.agent.tools.items() if each.for_models) or "none"
             return _invalid(call, "tool_hallucinated", f"There is no tool {call.name!r:.100}. Tools: {known}.")
         try:
             arguments, again = split_again(tool, read(call.arguments))

@@ -8,33 +8,45 @@ that requires input), bound to the one call they are about; else the call waits,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from mcp import MCPError, types
-from mcp.server.caching import CacheHint
+from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 
+from lockstep.agent.context import READ
 from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
 from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said, client_name
+from lockstep.gateway.context import ContextFace, Settled, is_context
+from lockstep.gateway.notices import Notices
 from lockstep.gateway.principals import Principal
-from lockstep.gateway.telling import failed, question_of, result_of_ask, result_of_call
+from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
 from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime.following import Follower
 from lockstep.runtime.inputs import Said, answer_input, problem_of, waiting_input
 from lockstep.runtime.reading import read_state
 from lockstep.tools.inputs import parse
+from lockstep.values import JsonObject
 
 SESSION_META = "lockstep/session"
 APPROVAL = "approval"
 LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
+_CACHED: Mapping[CacheableMethod, CacheHint] = {
+    "tools/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "prompts/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "resources/templates/list": CacheHint(ttl_ms=LIST_TTL_MS),
+    "resources/list": CacheHint(),
+    "resources/read": CacheHint(),
+}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"approve": {"type": "boolean", "title": "Approve", "description": "Run exactly this call."}},
@@ -48,6 +60,7 @@ _ASK_SCHEMA: dict[str, Any] = {
 }
 
 WhoCalls = Callable[[Context], Principal]
+Begin = Callable[[Caller, Client, Follower], Awaitable[State]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,17 +81,36 @@ class Served:
 def build_server(served: Served) -> Server[Any]:
     """The server, for any face."""
     face = _Face(served)
-    server: Server[Any] = Server(
+    context = ContextFace(served.desk.agent, lambda ctx: face.offered_to(served.who(ctx).name), face.judged)
+    server: Server[Any] = _Locked(
         served.desk.agent.name,
         version=served.version,
         instructions=served.description or None,
-        cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
+        cache_hints=_CACHED,
         on_list_tools=face.list_tools,
         on_call_tool=face.call_tool,
+        on_list_resources=context.list_resources if context.resources else None,
+        on_list_resource_templates=context.list_templates if context.resources else None,
+        on_read_resource=context.read_resource if context.resources else None,
+        on_list_prompts=context.list_prompts if context.prompts else None,
+        on_get_prompt=context.get_prompt if context.prompts else None,
+        on_completion=context.complete if context.completion else None,
     )
+    face.tell_of(server, context)
     security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
     server.middleware.append(RequestStateBoundary(security, default_audience=None))
     return server
+
+
+class _Locked(Server[Any]):
+    """A server whose tools and prompts are those of a lock: they do not change while it serves."""
+
+    def get_capabilities(self, *args: Any, **more: Any) -> types.ServerCapabilities:
+        said = super().get_capabilities(*args, **more)
+        for capability in (said.tools, said.prompts):
+            if capability is not None:
+                capability.list_changed = False
+        return said
 
 
 class _Face:
@@ -86,13 +118,18 @@ class _Face:
         self._served = served
         self._desk = served.desk
         agent = served.desk.agent
-        self._shown = {each.name: _tool(each, agent.tools[each.name].definition) for each in definitions(agent)}
+        self._shown = {
+            each.name: _tool(each, agent.tools[each.name].definition)
+            for each in definitions(agent)
+            if not is_context(agent.tools[each.name])
+        }
         asking = f"ask_{agent.name}".replace("-", "_")
         self._asking = asking if served.asks and asking not in agent.tools else ""
         self._offered: dict[str, frozenset[str]] = {}
+        self.notices = Notices()
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        offered = self._offered_to(self._served.who(ctx).name)
+        offered = self.offered_to(self._served.who(ctx).name)
         tools = [tool for name, tool in self._shown.items() if name in offered]
         if self._asking:
             says = self._served.description or f"The agent {self._desk.agent.name}."
@@ -107,30 +144,66 @@ class _Face:
         asks = bool(self._asking) and params.name == self._asking
         if asks and not _is_question(params.arguments):
             raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: message, a text with words.")
-        caller = self._caller(ctx, principal)
+        tool = self._desk.agent.tools.get(params.name)
+        if tool is not None and is_context(tool):
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
+
+        async def begin(caller: Caller, client: Client, follower: Follower) -> State:
+            if asks:
+                return await self._desk.ask(caller, str((params.arguments or {})["message"]), client, follower)
+            return await self._desk.call(caller, params.name, params.arguments, client, follower)
+
         try:
-            client = Client(ctx, principal, self._desk.agent)
-            answered = await self._answered(params, caller, client)
-            state = answered or await self._asked(caller, params, client, asks=asks)
-            if not asks and params.name not in self._offered_to(principal.name):  # refused, recorded, and not described
+            state, asking = await self._made(ctx, principal, params, begin)
+            if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
-            closed = answered is None and params.input_responses is not None
-            state = await self._answered_by_client(state, client, caller, params)
-            if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
-                return client.required(state, waits)
-            return await self._told(ctx, principal, state, asks=asks, elicits=not closed)
+            settled = await self._settled(ctx, principal, params, state, elicits=asking)
+            return settled if isinstance(settled, types.InputRequiredResult) else await self._told(settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
             raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
 
-    async def _asked(self, caller: Caller, params: types.CallToolRequestParams, client: Client, *, asks: bool) -> State:
-        if asks:
-            return await self._desk.ask(caller, str((params.arguments or {})["message"]), client)
-        return await self._desk.call(caller, params.name, params.arguments, client)
+    async def judged(self, ctx: Context, params: Any, name: str, arguments: JsonObject) -> Settled:
+        """A call that a request of the client other than `tools/call` comes to."""
+        principal = self._served.who(ctx)
+
+        async def begin(caller: Caller, client: Client, follower: Follower) -> State:
+            return await self._desk.call(caller, name, arguments, client, follower)
+
+        state, asking = await self._made(ctx, principal, params, begin)
+        if not isinstance(params, types.InputResponseRequestParams):
+            return state  # of a request that cannot be retried with an answer nothing is asked
+        return await self._settled(ctx, principal, params, state, elicits=asking)
+
+    async def _made(self, ctx: Context, principal: Principal, params: Any, begin: Begin) -> tuple[State, bool]:
+        """The run of this request, begun by it or gone on with the answer that it brings; and whether its client may
+        be asked about an approval, which it has not just closed."""
+        caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
+        retried = isinstance(params, types.InputResponseRequestParams)
+        async with self.notices.told(ctx, _connection(ctx, principal)) as follower:
+            answered = await self._answered(params, caller, client, follower) if retried else None
+            state = answered or await begin(caller, client, follower)
+        return state, answered is not None or not retried or params.input_responses is None
+
+    async def _settled(
+        self,
+        ctx: Context,
+        principal: Principal,
+        params: types.InputResponseRequestParams,
+        state: State,
+        *,
+        elicits: bool,
+    ) -> Settled:
+        """The run, or what is asked of the client before it goes on: by its server, or whether it may go on at all."""
+        caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
+        state = await self._answered_by_client(state, client, caller, params)
+        if (waits := waiting_input(state)) is not None and client.modern and client.can(parse(waits.asked)):
+            return client.required(state, waits)
+        return await self._approved(ctx, principal, state, elicits=elicits)
 
     async def _answered_by_client(
-        self, state: State, client: Client, caller: Caller, params: types.CallToolRequestParams
+        self, state: State, client: Client, caller: Caller, params: types.InputResponseRequestParams
     ) -> State:
         """The run after all that its servers asked and its client answered.
 
@@ -152,10 +225,8 @@ class _Face:
             state = await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
         return state
 
-    async def _told(
-        self, ctx: Context, principal: Principal, state: State, *, asks: bool, elicits: bool
-    ) -> types.CallToolResult | types.InputRequiredResult:
-        """The result; while the run waits for an approval that the client may put to its user, that question first."""
+    async def _approved(self, ctx: Context, principal: Principal, state: State, *, elicits: bool) -> Settled:
+        """The run; while it waits for an approval that the client may put to its user, that question first."""
         elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
         answered = ""
         while elicits and (call := _waiting(state)) is not None and call.approval != answered:
@@ -167,17 +238,26 @@ class _Face:
                 break
             answered = call.approval  # where another person must approve too, it still waits
             state = await self._answer(answered, given=given, by=principal.name, client=client_name(ctx))
-        tool = None if asks else self._desk.agent.tools.get(state.calls[0].name)
-        return result_of_ask(state) if asks else result_of_call(state, tool)
+        return state
 
-    async def _answered(self, params: types.CallToolRequestParams, caller: Caller, client: Client) -> State | None:
+    async def _told(self, state: State, *, asks: bool) -> types.CallToolResult:
+        if asks:
+            return result_of_ask(state)
+        call = state.calls[0]
+        if (error := error_of_call(call)) is not None:
+            raise error
+        return result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
+
+    async def _answered(
+        self, params: types.InputResponseRequestParams, caller: Caller, client: Client, follower: Follower
+    ) -> State | None:
         """The run that went on because this retry of its call answers what was asked of it; None when it answers
         nothing. The state was sealed for this call and this principal, so it can be no other's."""
         if not params.request_state or not params.input_responses:
             return None
         asked = json.loads(params.request_state)
         if INPUT in asked:
-            return await self._input_answered(asked, params.input_responses, caller, client)
+            return await self._input_answered(asked, params.input_responses, caller, client, follower)
         said = params.input_responses.get(APPROVAL)
         given = _given(said) if isinstance(said, types.ElicitResult) else None
         if given is None:
@@ -185,7 +265,7 @@ class _Face:
         return await self._answer(asked["approval"], given=given, by=caller.principal, client=caller.client)
 
     async def _input_answered(
-        self, asked: Mapping[str, Any], given: Mapping[str, Any], caller: Caller, client: Client
+        self, asked: Mapping[str, Any], given: Mapping[str, Any], caller: Caller, client: Client, follower: Follower
     ) -> State:
         """The run that goes on with what its server asked; as it was, where that is not what was said."""
         responses = {key: as_said(each) for key, each in given.items()}
@@ -196,7 +276,7 @@ class _Face:
             state = await read_state(self._served.journal, asked["run"])
             if waiting_input(state) is not None:
                 return state  # asked once more
-        return await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
+        return await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client, follower=follower)
 
     async def _answer(self, approval: str, *, given: bool, by: str, client: str) -> State:
         said = Answer(given=given, by=by, login=f"asked by {client}")
@@ -206,7 +286,43 @@ class _Face:
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
         return Caller(principal=principal.name, client=client_name(ctx), session=self._served.session or _session(ctx))
 
-    def _offered_to(self, principal: str) -> frozenset[str]:
+    def tell_of(self, server: Server[Any], context: ContextFace) -> None:
+        """Offer to tell clients what servers say beside results. Each era has its own methods for it."""
+        if any(tool.source.startswith("mcp:") for tool in self._desk.agent.tools.values()):
+            server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, self._set_level)
+        if context.resources:
+            server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self._subscribe)
+            server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self._unsubscribe)
+            server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
+
+    async def _set_level(self, ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
+        self.notices.set_level(_connection(ctx, self._served.who(ctx)), params.level)
+        return types.EmptyResult()
+
+    async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
+        principal = self._served.who(ctx)
+        if not self._may_read(principal):
+            raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": str(params.uri)})
+        self.notices.subscribe(_connection(ctx, principal), str(params.uri), ctx.session)
+        return types.EmptyResult()
+
+    async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+        self.notices.unsubscribe(_connection(ctx, self._served.who(ctx)), str(params.uri))
+        return types.EmptyResult()
+
+    async def _listen(
+        self, ctx: Context, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        if not self._may_read(self._served.who(ctx)):
+            none = {"resource_subscriptions": None, "resources_list_changed": None}
+            params = params.model_copy(update={"notifications": params.notifications.model_copy(update=none)})
+        return await self.notices.listen(ctx, params)
+
+    def _may_read(self, principal: Principal) -> bool:
+        offered = self.offered_to(principal.name)
+        return any(tool.method == READ and tool.name in offered for tool in self._desk.agent.tools.values())
+
+    def offered_to(self, principal: str) -> frozenset[str]:
         known = self._offered.get(principal)
         if known is None:
             known = self._offered[principal] = self._desk.offered(principal)
@@ -250,6 +366,12 @@ def _given(said: types.ElicitResult) -> bool | None:
     if said.action == "cancel":
         return None
     return said.action == "accept" and (said.content or {}).get("approve") is True
+
+
+def _connection(ctx: Context, principal: Principal) -> str:
+    """What tells this client's connection from others, where it has one that lasts."""
+    headers = getattr(ctx.request, "headers", None) or {}
+    return f"{principal.name}\0{headers.get('mcp-session-id', '')}"
 
 
 def _session(ctx: Context) -> str:

@@ -6,36 +6,71 @@ import base64
 import json
 from typing import Any
 
-from mcp import types
+from mcp import MCPError, types
+from pydantic import ValidationError
 
 from lockstep.agent.locked import LockedTool
 from lockstep.kernel.apply import JOINED
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.stopping import AGENT_STOPPED
+from lockstep.values import Attachment
 
 _JOINED = "\n\n[This call was already made"
 META = "lockstep"
 
 
-def result_of_call(state: State, tool: LockedTool | None) -> types.CallToolResult:
-    """The result of a run that is one call of a client."""
+def result_of_call(state: State, tool: LockedTool | None, first: CallState | None = None) -> types.CallToolResult:
+    """The result of a run that is one call of a client. `first`: the call whose result answers it, if there is one."""
     call = state.calls[0]
     meta = {f"{META}/run": state.run, f"{META}/call": call.id}
     if call.open:
         return _said(waiting_text(state, call), {**meta, **_waits(call)}, error=True)
-    text, structured = call.text, None
-    if tool is not None and "outputSchema" in tool.definition and call.outcome == "ok":
-        structured = _structured(text)
-    content: list[types.ContentBlock] = [types.TextContent(text=text)] if text or not call.attachments else []
-    for attachment in call.attachments:
-        data = base64.b64encode(attachment.data).decode()
-        if attachment.shown:
-            content.append(types.ImageContent(data=data, mime_type=attachment.mime_type))
     if call.duplicate_of:
         meta[f"{META}/duplicate_of"] = call.duplicate_of
+    is_error = call.outcome not in ("ok", JOINED)
+    if (said := _as_the_server_said(call, first, meta, is_error)) is not None:
+        return said
+    structured = None
+    if tool is not None and "outputSchema" in tool.definition and call.outcome == "ok":
+        structured = _structured(call.text)
+    images = [_image(attachment) for attachment in (first or call).attachments if attachment.shown]
+    content: list[types.ContentBlock] = [types.TextContent(text=call.text)] if call.text or not images else []
     return types.CallToolResult(
-        content=content, structured_content=structured, is_error=call.outcome not in ("ok", JOINED), _meta=meta
+        content=[*content, *images], structured_content=structured, is_error=is_error, _meta=meta
     )
+
+
+def error_of_call(call: CallState) -> MCPError | None:
+    """The error of the protocol that a client is owed in place of a result; None for a tool's own failure."""
+    error = reply_of(call).get("error")
+    if not isinstance(error, dict) or error.get("code") != types.MISSING_REQUIRED_CLIENT_CAPABILITY:
+        return None
+    return MCPError(error["code"], str(error.get("message", "")), error.get("data"))
+
+
+def reply_of(call: CallState) -> dict[str, Any]:
+    """What the server itself said, where that was kept; empty otherwise."""
+    return json.loads(call.reply) if call.reply else {}
+
+
+def _as_the_server_said(
+    call: CallState, first: CallState | None, meta: dict[str, Any], is_error: bool
+) -> types.CallToolResult | None:
+    """The server's own result, block by block; None where none was kept, or it is none that the protocol knows."""
+    reply = reply_of(first or call)
+    if "content" not in reply:
+        return None
+    joined = call.text.rpartition(_JOINED) if first is not None else ("", "", "")
+    blocks = reply["content"] + [{"type": "text", "text": f"{_JOINED}{joined[2]}".strip()}] * bool(joined[1])
+    told = {**reply, "content": blocks, "isError": is_error, "_meta": {**reply.get("_meta", {}), **meta}}
+    try:
+        return types.CallToolResult.model_validate(told)
+    except ValidationError:
+        return None
+
+
+def _image(attachment: Attachment) -> types.ImageContent:
+    return types.ImageContent(data=base64.b64encode(attachment.data).decode(), mime_type=attachment.mime_type)
 
 
 def result_of_ask(state: State) -> types.CallToolResult:

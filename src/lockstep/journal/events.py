@@ -219,7 +219,7 @@ class EffectSettled:
     """The outcome of a call that ran. `outcome` is `ok` or an error type; `text` is what the model is told."""
 
     TYPE: ClassVar[str] = "effect.settled"
-    BODIES: ClassVar[tuple[str, ...]] = ("text", "detail", "attachments")
+    BODIES: ClassVar[tuple[str, ...]] = ("text", "detail", "attachments", "reply")
 
     call: str
     outcome: str
@@ -228,6 +228,8 @@ class EffectSettled:
     """For the operator only: traceback, stderr."""
     attachments: str = ""
     """Images that the model is shown, and files for the user, as `journal.attachments` packs them."""
+    reply: str = ""
+    """Of a client's call: what its client is told, as the server said it, where that is more than `text`."""
     tier: str = ""
     degraded: str = ""
     """The tier that was asked for, where policy accepted a weaker one in its place."""

@@ -228,6 +228,7 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
         "outcome": event.outcome,
         "text": event.text,
         "attachments": unpack(event.attachments),
+        "reply": event.reply,
         "tier": event.tier,
         "degraded": event.degraded,
         "duration_ms": event.queue_ms + event.start_ms + event.run_ms,

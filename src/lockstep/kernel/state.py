@@ -64,6 +64,8 @@ class CallState:
     """`ok`, or an error type; empty while open."""
     text: str = ""
     attachments: tuple[Attachment, ...] = ()
+    reply: str = ""
+    """What a client of the protocol is told, where `text` does not say it all: JSON, as the server said it."""
     tier: str = ""
     degraded: str = ""
     """The tier that was asked for, where policy accepted a weaker one."""

@@ -34,7 +34,7 @@ class Transcript:
 
 def opening(agent: LockedAgent, history: Iterable[Message] = ()) -> Transcript:
     """The transcript before the user speaks: system message and tools in the digest, earlier runs as messages."""
-    seed = json.dumps([agent.system, [tool.definition for tool in agent.tools.values()]], sort_keys=True)
+    seed = json.dumps([agent.system, [tool.definition for tool in _shown(agent)]], sort_keys=True)
     return Transcript((), hashlib.sha256(seed.encode()).digest()).add(*history)
 
 
@@ -44,8 +44,12 @@ def definitions(agent: LockedAgent) -> tuple[ToolDefinition, ...]:
         ToolDefinition(
             name=tool.name, description=str(tool.definition.get("description", "")), input_schema=_shown_schema(tool)
         )
-        for tool in agent.tools.values()
+        for tool in _shown(agent)
     )
+
+
+def _shown(agent: LockedAgent) -> list[LockedTool]:
+    return [tool for tool in agent.tools.values() if tool.for_models]
 
 
 def _shown_schema(tool: LockedTool) -> JsonObject:

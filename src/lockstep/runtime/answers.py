@@ -15,7 +15,6 @@ from lockstep.gate.effects import freed_by
 from lockstep.journal.events import (
     ENDED,
     DoubtSettled,
-    EffectDoubted,
     EffectReconciled,
     Event,
     Recorded,
@@ -26,9 +25,9 @@ from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.stops import require_running
 from lockstep.kernel.apply import NOBODY, apply, barred, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
-from lockstep.runtime.outcomes import answered, dropped
+from lockstep.runtime.outcomes import answered, cancelled
 from lockstep.runtime.reading import UNSEEDED, Unreadable, read_row, read_run, read_state, unfinished
-from lockstep.values import RunId, format_usd, now_ms
+from lockstep.values import RunId, now_ms
 
 _LOOKED_BACK = 200
 """Runs in which an approval is looked for that nothing waits for, to say who answered it."""
@@ -209,25 +208,8 @@ async def cancel(journal: Journal, run: RunId, *, by: str) -> State:
         return await _cancel_unread(journal, run, by=by, why=unreadable.message)
     if state.status is Status.FINISHED:
         raise RunError(f"Run {run} has finished already ({state.stop_reason}).")
-    intended = [call for call in state.calls if call.phase is Phase.INTENDED]
-    asking = [call for call in state.calls if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED)]
-    ended = [dropped(call, "not_continued", "the run was cancelled") for call in asking]
-    unknown = [call.name for call in asking if call.unsure]
-    doubted = unknown + [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
-    message = f"Cancelled by {by}." + (
-        f" {', '.join(doubted)} may have happened: nobody settled it." if doubted else ""
-    )
-    totals = state.totals
-    event = RunFinished(
-        stop_reason="cancelled",
-        message=message,
-        steps=totals.steps,
-        calls=totals.calls,
-        cost_usd=format_usd(totals.cost_usd),
-    )
     # What was let go and is not settled stays in doubt, and `lockstep doubts` shows it.
-    why = "the run was cancelled before the outcome was recorded"
-    await append(journal, state, *(EffectDoubted(call=call.id, why=why) for call in intended), *ended, event)
+    await append(journal, state, *cancelled(state, by, "the run was cancelled before the outcome was recorded"))
     return await read_state(journal, run)
 
 

@@ -12,20 +12,21 @@ import asyncio
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lockstep.agent.locked import LockedTool
-from lockstep.errors import RunError
+from lockstep.errors import JournalCorrupt, RunError
 from lockstep.journal.events import ENDED, RunStarted
 from lockstep.journal.port import Journal, RunRow
-from lockstep.kernel.state import Phase, Receipt, State, Status
+from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Message
 from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
+from lockstep.runtime.following import Follower
 from lockstep.runtime.live import Attendant
 from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
 from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
@@ -77,9 +78,17 @@ class Desk:
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
         self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
 
-    async def call(self, caller: Caller, tool: str, arguments: Json, attendant: Attendant | None = None) -> State:
+    async def call(
+        self,
+        caller: Caller,
+        tool: str,
+        arguments: Json,
+        attendant: Attendant | None = None,
+        follower: Follower | None = None,
+    ) -> State:
         """One call, start to end: its run, finished, or suspended where a person must speak first. `attendant` is the
-        client itself, where it can be asked what a server wants to know.
+        client itself, where it can be asked what a server wants to know; `follower` is told of the call meanwhile, and
+        breaks it off when the client no longer waits for it.
 
         Raises:
             AgentStopped: somebody stopped the agent.
@@ -89,16 +98,38 @@ class Desk:
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
         key = _key("call", tool, arguments)
-        return await self._to_the_end(self._take(caller, key, CLIENT_WORDS, asked, attendant))
+        return await self._followed(follower, lambda by: self._take(caller, key, CLIENT_WORDS, asked, attendant, by))
 
-    async def ask(self, caller: Caller, message: str, attendant: Attendant | None = None) -> State:
+    async def ask(
+        self, caller: Caller, message: str, attendant: Attendant | None = None, follower: Follower | None = None
+    ) -> State:
         """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
-        return await self._to_the_end(self._take(caller, _key("ask", message, None), message, None, attendant))
+        key = _key("ask", message, None)
+        return await self._followed(follower, lambda by: self._take(caller, key, message, None, attendant, by))
 
-    async def go_on(self, run: RunId, *, by: str, fetched: bool, attendant: Attendant | None = None) -> State:
+    async def go_on(
+        self,
+        run: RunId,
+        *,
+        by: str,
+        fetched: bool,
+        attendant: Attendant | None = None,
+        follower: Follower | None = None,
+    ) -> State:
         """Drive on a run that waited, now that somebody has spoken. Without `fetched` its result is kept for whoever
         asks the same again."""
-        return await self._to_the_end(self._go_on(run, by, fetched, attendant))
+        return await self._followed(follower, lambda one: self._go_on(run, by, fetched, attendant, one))
+
+    async def first_of(self, call: CallState) -> CallState | None:
+        """The call whose result answers this one, where it was made before; None for any other."""
+        run, _, which = call.duplicate_of.partition("/")
+        if not run:
+            return None
+        try:
+            state = await read_state(self._journal, RunId(run))
+        except (JournalCorrupt, RunError):
+            return None
+        return next((each for each in state.all_calls if each.id == which), None)
 
     def offered(self, principal: str) -> frozenset[str]:
         """The tools that policy may permit this principal."""
@@ -125,6 +156,16 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
+    async def _followed(
+        self, follower: Follower | None, work: Callable[[Follower], Coroutine[Any, Any, State]]
+    ) -> State:
+        follower = follower or Follower()
+        try:
+            return await self._to_the_end(work(follower))
+        except asyncio.CancelledError:
+            follower.breaking.off(effects=follower.insists())
+            raise
+
     async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
         """Await work that goes on when whoever awaits it is cancelled."""
         task = asyncio.create_task(work)
@@ -138,7 +179,13 @@ class Desk:
             task.exception()  # seen here, so that a client that is gone costs no complaint
 
     async def _take(
-        self, caller: Caller, key: str, words: str, asked: AskedCall | None, attendant: Attendant | None
+        self,
+        caller: Caller,
+        key: str,
+        words: str,
+        asked: AskedCall | None,
+        attendant: Attendant | None,
+        follower: Follower,
     ) -> State:
         session = await self._session(caller)
         session.busy += 1
@@ -146,22 +193,28 @@ class Desk:
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
             async with guard:
+                if follower.breaking.broken:
+                    raise asyncio.CancelledError  # nobody waits for it, and nothing of it has begun
                 if (waits := session.pending.get(key)) is not None:
-                    state = await self._driver.resume(waits, by=caller.principal, attendant=attendant)
+                    state = await self._driver.resume(
+                        waits, by=caller.principal, attendant=attendant, follower=follower
+                    )
                 else:
                     started = self._started(caller, session, words, asked)
-                    state = await self._driver.begin(started, session.history(), asked, attendant)
+                    state = await self._driver.begin(started, session.history(), asked, attendant, follower)
                 self._keep(session, key, state, receipts=not beside)
                 return state
         finally:
             session.busy -= 1
             session.used = time.monotonic()
 
-    async def _go_on(self, run: RunId, by: str, fetched: bool, attendant: Attendant | None) -> State:
+    async def _go_on(
+        self, run: RunId, by: str, fetched: bool, attendant: Attendant | None, follower: Follower
+    ) -> State:
         state = await read_state(self._journal, run)
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
         async with session.effects:
-            state = await self._driver.resume(run, by=by, attendant=attendant)
+            state = await self._driver.resume(run, by=by, attendant=attendant, follower=follower)
             key = next((key for key, waits in session.pending.items() if waits == run), "")
             self._keep(session, key, state, receipts=True, held=not fetched)
             return state

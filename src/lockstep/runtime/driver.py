@@ -29,12 +29,14 @@ from lockstep.kernel.transcript import build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Model, Settings
 from lockstep.runtime.elsewhere import Elsewhere
+from lockstep.runtime.following import BrokenOff, Follower, acts
 from lockstep.runtime.inputs import ask_live, round_asked
 from lockstep.runtime.live import Attendant, Live, Silent, Watcher
 from lockstep.runtime.outcomes import (
     answer_of_probe,
     answered,
     called,
+    cancelled,
     doubted,
     dropped,
     finished,
@@ -147,12 +149,13 @@ class Driver:
         history: History,
         asked: AskedCall | None = None,
         attendant: Attendant | None = None,
+        follower: Follower | None = None,
     ) -> State:
         """Drive a new run of a session whose history the caller keeps, until it finishes or waits.
 
         With `asked` it is one call of a client: recorded as what a model would have asked, and then judged, run and
         recorded like every call. `started.client` names the client, and the kernel asks no model. `attendant` is who is
-        there to answer its servers.
+        there to answer its servers, `follower` who hears of it and may break it off.
 
         Raises:
             AgentStopped: somebody stopped the agent; nothing was recorded.
@@ -166,6 +169,7 @@ class Driver:
                 self._spending.begun(run, place)
         opened = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
         live = Live(self._journal, self._watcher, opened, attendant)
+        live.follower = follower or live.follower
         live.record(started)
         if asked is not None:
             live.record(called(started.client, asked))
@@ -178,7 +182,9 @@ class Driver:
             return await self._drive(live)
         return await self._resume(live, by="nobody")
 
-    async def resume(self, run: RunId, *, by: str, attendant: Attendant | None = None) -> State:
+    async def resume(
+        self, run: RunId, *, by: str, attendant: Attendant | None = None, follower: Follower | None = None
+    ) -> State:
         """Drive on a run that waited or whose process died; one that still waits or has finished is left as it is.
 
         Raises:
@@ -186,7 +192,7 @@ class Driver:
             JournalCorrupt: the run's record does not hold; nothing is done on the strength of a changed past.
         """
         live = await self._open(run)
-        live.attendant = attendant or live.attendant
+        live.attendant, live.follower = attendant or live.attendant, follower or live.follower
         return await self._resume(live, by=by)
 
     async def _resume(self, live: Live, *, by: str) -> State:
@@ -223,13 +229,17 @@ class Driver:
 
     async def _drive(self, live: Live) -> State:
         try:
-            async with self._stops.heeded():
+            async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
                     await self._perform(live, command)
                 await live.flush()
         except AgentStopped as stopped:
             await self._tools.end(_kept_for(live.state))  # nothing of it runs on when its suspension is recorded
             for event in halted(live.state, stopped):
+                live.record(event)
+            await live.flush()
+        except BrokenOff:
+            for event in cancelled(live.state, live.state.client or "its client", "its client cancelled it meanwhile"):
                 live.record(event)
             await live.flush()
         finally:
@@ -364,7 +374,8 @@ class Driver:
 
     def _released(self, live: Live, call: CallState) -> tuple[PermittedCall, Permit]:
         item, permit = self._permitted(live.state, call.id, self._gate.release(live.state, call, now_ms()))
-        return replace(item, offers=live.attendant.offers if live.attendant else item.offers), permit
+        offers = live.attendant.offers if live.attendant else item.offers
+        return replace(item, offers=offers, listener=live.follower.listener), permit
 
     def _permitted(self, state: State, call_id: str, release: Release) -> tuple[PermittedCall, Permit]:
         item = PermittedCall(
@@ -397,7 +408,8 @@ class Driver:
         else:
             late = live.state.call(item.id).phase is Phase.DOUBTED
             freed_by = self._gate.freed_by(call, outcome.text) if outcome.kind == "ok" else ()
-            live.record(settled(item, outcome, late=late, freed_by=freed_by))
+            reply = outcome.reply if live.state.client else ""
+            live.record(settled(item, outcome, late=late, freed_by=freed_by, reply=reply))
 
     async def _probe(self, live: Live, call: CallState) -> None:
         """Ask whether a call in doubt happened. What cannot be asked, or is not answered, decides nothing."""

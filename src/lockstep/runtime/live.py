@@ -10,6 +10,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.port import Entry, Journal
 from lockstep.kernel.apply import apply
 from lockstep.kernel.state import CallState, State
+from lockstep.runtime.following import Follower
 from lockstep.tools.inputs import Asked
 from lockstep.values import JsonObject, now_ms
 
@@ -59,6 +60,7 @@ class Live:
     def __init__(self, journal: Journal, watcher: Watcher, state: State, attendant: Attendant | None = None) -> None:
         self.state = state
         self.attendant = attendant
+        self.follower = Follower()
         self.asking = asyncio.Lock()
         """Held while somebody is asked what a server waits for: one question at a time."""
         self._journal = journal

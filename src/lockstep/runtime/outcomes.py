@@ -8,7 +8,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.attachments import pack
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import JOINED
-from lockstep.kernel.state import CallState, Receipt, State
+from lockstep.kernel.state import CallState, Phase, Receipt, State
 from lockstep.model.port import AskedCall, Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Effect, format_usd
@@ -136,7 +136,33 @@ def dropped(call: CallState, outcome: str, why: str) -> ev.EffectSettled | ev.Ef
     return ev.EffectSettled(call=call.id, outcome=outcome, text=text)
 
 
-def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...]) -> ev.EffectSettled:
+def cancelled(state: State, by: str, why: str) -> list[ev.Event]:
+    """The end of an unfinished run for good. What was let go and is not settled stays in doubt."""
+    intended = [call for call in state.calls if call.phase is Phase.INTENDED]
+    asking = [call for call in state.calls if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED)]
+    unknown = [call.name for call in asking if call.unsure]
+    doubted = unknown + [call.name for call in state.calls if call.phase in (Phase.DOUBTED, Phase.INTENDED)]
+    message = f"Cancelled by {by}."
+    if doubted:
+        message += f" {', '.join(doubted)} may have happened: nobody settled it."
+    totals = state.totals
+    end = ev.RunFinished(
+        stop_reason="cancelled",
+        message=message,
+        steps=totals.steps,
+        calls=totals.calls,
+        cost_usd=format_usd(totals.cost_usd),
+    )
+    return [
+        *(ev.EffectDoubted(call=call.id, why=why) for call in intended),
+        *(dropped(call, "not_continued", "the run was cancelled") for call in asking),
+        end,
+    ]
+
+
+def settled(
+    item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tuple[str, ...], reply: str = ""
+) -> ev.EffectSettled:
     fee = item.tool.fee_usd if outcome.kind == "ok" else None
     return ev.EffectSettled(
         call=item.id,
@@ -144,6 +170,7 @@ def settled(item: PermittedCall, outcome: Outcome, *, late: bool, freed_by: tupl
         text=outcome.text,
         detail=outcome.detail,
         attachments=pack(outcome.attachments),
+        reply=reply,
         tier=outcome.tier.value,
         degraded=outcome.degraded,
         warm=outcome.warm,

@@ -42,6 +42,8 @@ class _Shelf(Generic[T]):
 class _Kept(Generic[T]):
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     warm: Warm[T] | None = None
+    gives_way: bool = False
+    used: float = 0.0
 
 
 class Pool(Generic[T]):
@@ -84,11 +86,15 @@ class Pool(Generic[T]):
                 self._refill(shelf)
 
     @asynccontextmanager
-    async def lease_of_run(self, run: str, recipe: Recipe[T]) -> AsyncIterator[Lease[T]]:
-        """The sandbox of this run, one call at a time; started anew when it has ended. Raises what `lease` does."""
+    async def lease_of_run(self, run: str, recipe: Recipe[T], *, gives_way: bool = False) -> AsyncIterator[Lease[T]]:
+        """The sandbox of this run, one call at a time; started anew when it has ended. Raises what `lease` does.
+
+        `gives_way`: between calls it is ended where another needs its room, the one first that was used longest ago.
+        """
         began = time.monotonic()
-        kept = self._kept.setdefault((run, recipe.key), _Kept())
+        kept = self._kept.setdefault((run, recipe.key), _Kept(gives_way=gives_way))
         async with kept.lock:
+            kept.used = began
             queue_ms, start_ms = ms_since(began), 0.0
             if kept.warm is not None and not kept.warm.process.alive:
                 self._end(kept.warm.process, ran=True)
@@ -144,6 +150,8 @@ class Pool(Generic[T]):
             await asyncio.gather(*self._ends, return_exceptions=True)
 
     async def _room_to_run(self) -> None:
+        if self._running.locked():
+            self._make_room()
         try:
             async with asyncio.timeout(self._room.queue_s):
                 await self._running.acquire()
@@ -153,6 +161,16 @@ class Pool(Generic[T]):
                 f" {self._room.queue_s:g} s.",
                 remedy="Run fewer at once, or give the machine more memory.",
             ) from None
+
+    def _make_room(self) -> None:
+        """End what was kept for a session that has not called for longest, if there is one that gives way."""
+        idle = [
+            (kept.used, key)
+            for key, kept in self._kept.items()
+            if kept.gives_way and kept.warm is not None and not kept.lock.locked()
+        ]
+        if idle and (warm := self._kept.pop(min(idle)[1]).warm) is not None:
+            self._end(warm.process, ran=True)
 
     async def _take(self, shelf: _Shelf[T], began: float) -> Lease[T] | None:
         """One that waits or is about to; None when there is none to be had soon."""

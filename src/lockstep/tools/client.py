@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
+from lockstep.agent.context import LIST
 from lockstep.gate.rounds import Round
 from lockstep.sandbox.contract import Process
 from lockstep.tools.definitions import Offer, read_page, salvage
 from lockstep.tools.inputs import ONE, WORDS, BadQuestion, read_request
-from lockstep.tools.port import Ask
+from lockstep.tools.port import Ask, Notice
 from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
@@ -30,6 +31,7 @@ LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
 """What our own runner is spoken to in."""
 MAX_STRAY_FRAMES = 1000
+MAX_NOTICES = 500
 MAX_PAGES = 50
 MAX_DEFINITIONS = 1000
 DISCOVER_S = 5.0
@@ -37,6 +39,7 @@ DISCOVER_S = 5.0
 one that is waiting for its handshake."""
 META = "io.modelcontextprotocol/"
 _IDS_OF_A_ROUND = 1_000_000
+LOG_LEVEL = f"{META}logLevel"
 _UNSUPPORTED_VERSION = -32022
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
 CAPABILITIES: Mapping[str, JsonObject] = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
@@ -75,6 +78,10 @@ class McpClient:
         self.ask: Ask | None = None
         """Who answers what a server asks for that holds its call open; only of a legacy one."""
         self.protocol = ""
+        self.capabilities: Mapping[str, Any] = {}
+        """What the server said it has, where it was asked."""
+        self.hear: Callable[[Notice], None] | None = None
+        """Told what the server says unasked, while it is set: at most `MAX_NOTICES` times a request."""
         self.declined: dict[str, int] = {}
         """What the server asked of us and did not get: method -> how often."""
 
@@ -88,7 +95,7 @@ class McpClient:
         for _ in range(2):
             try:
                 async with asyncio.timeout(DISCOVER_S):
-                    versions = (await self.request("server/discover", {})).get("supportedVersions")
+                    found = await self.request("server/discover", {})
             except Unauthorized:
                 raise
             except ServerError as error:
@@ -97,7 +104,9 @@ class McpClient:
                 break
             except TimeoutError:
                 break
+            versions = found.get("supportedVersions")
             if isinstance(versions, list) and MODERN in versions:
+                self._take_capabilities(found)
                 return self.protocol
             break
         await self.initialize(LEGACY[0])
@@ -128,6 +137,7 @@ class McpClient:
         if answered not in LEGACY:
             raise BadReply(f"it wants to speak the revision {answered!r:.40}, which is not known here")
         self.protocol = str(answered)
+        self._take_capabilities(result)
         await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     async def list_tools(self) -> Offer:
@@ -136,43 +146,66 @@ class McpClient:
         Raises:
             BadReply, ServerError, ProcessEnded: it has no list, or nothing in it can be used.
         """
-        tools: list[Any] = []
-        cursor: str | None = None
+        tools = await self.listed("tools/list", "tools")
+        offer = salvage(tools)
+        if tools and not offer.tools:
+            raise BadReply(f"its list of tools is not a list of named tools: {'; '.join(offer.problems)}")
+        return offer
+
+    async def listed(self, method: str, key: str, meta: JsonObject | None = None) -> list[Any]:
+        """What the server lists under `key`, all pages of it.
+
+        Raises:
+            BadReply, ServerError, ProcessEnded: it has no such list, or one without end.
+        """
+        items: list[Any] = []
+        more: dict[str, Any] = {} if meta is None else {"_meta": meta}
         for _ in range(MAX_PAGES):
-            page = read_page(await self.request("tools/list", {} if cursor is None else {"cursor": cursor}))
-            if page is None or len(tools) + len(page.tools) > MAX_DEFINITIONS:
-                raise BadReply(
-                    "its list of tools is not a list of named tools"
-                    if page is None
-                    else f"it offers more than {MAX_DEFINITIONS} tools"
-                )
-            tools += page.tools
-            if (cursor := page.cursor) is None:
-                offer = salvage(tools)
-                if tools and not offer.tools:
-                    raise BadReply(f"its list of tools is not a list of named tools: {'; '.join(offer.problems)}")
-                return offer
-        raise BadReply(f"its list of tools has more than {MAX_PAGES} pages")
+            page = read_page(await self.request(method, more), key)
+            if page is None:
+                raise BadReply(f"its list of {key} is not a list of named {key}")
+            items += page.items
+            if len(items) > MAX_DEFINITIONS:
+                raise BadReply(f"it offers more than {MAX_DEFINITIONS} {key}")
+            if page.cursor is None:
+                return items
+            more["cursor"] = page.cursor
+        raise BadReply(f"its list of {key} has more than {MAX_PAGES} pages")
 
     async def call_tool(
         self, name: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
     ) -> Mapping[str, Any]:
         """The raw `tools/call` result; with `round` the call goes on that a result which required input had ended."""
+        return await self.request(CALL, {"name": name, "arguments": arguments, **self._going_on(round), "_meta": meta})
+
+    async def ask_context(
+        self, method: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
+    ) -> Mapping[str, Any]:
+        """The raw result of a method that reads; of a list, all pages of it. `round` as for a tool."""
+        if method == LIST:
+            return {"resources": await self.listed(method, "resources", meta)}
+        return await self.request(method, {**arguments, **self._going_on(round), "_meta": meta})
+
+    def _going_on(self, round: Round | None) -> JsonObject:
+        """What a request says beyond its first round: a request of its own, whose number no other process gave one."""
         more: dict[str, Any] = {}
-        if round is not None:  # each is a request of its own, in whatever process: none has the number of another
+        if round is not None:
             self._next_id = max(self._next_id, round.number * _IDS_OF_A_ROUND)
-        if round is not None and round.responses:
-            more["inputResponses"] = round.responses
-        if round is not None and round.state is not None:
-            more["requestState"] = round.state
-        return await self.request(CALL, {"name": name, "arguments": arguments, **more, "_meta": meta})
+            if round.responses:
+                more["inputResponses"] = round.responses
+            if round.state is not None:
+                more["requestState"] = round.state
+        return more
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
+        self._stray = 0
         await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": self._enveloped(params)})
         while True:
             frame = await self._receive()
-            if "method" in frame:
+            if "method" in frame and "id" not in frame:
+                self._tell(frame)
+            elif "method" in frame:
                 if not await self._answered(frame):
                     await self._decline(frame)
             elif frame.get("id") == number and not isinstance(frame["id"], bool):
@@ -210,7 +243,7 @@ class McpClient:
         return True
 
     async def _decline(self, frame: Mapping[str, Any]) -> None:
-        """Requests of a server to us (sampling, roots, elicitation) are declined; notifications are dropped."""
+        """Requests of a server to us (sampling, roots, elicitation) are declined."""
         number = frame.get("id")
         if not _is_id(number):
             return
@@ -222,6 +255,15 @@ class McpClient:
             self.declined[asked] = self.declined.get(asked, 0) + 1
         error = {"code": -32601, "message": "not offered"}
         await self._send({"jsonrpc": "2.0", "id": number, "error": error})
+
+    def _tell(self, frame: Mapping[str, Any]) -> None:
+        params = frame.get("params")
+        if self.hear is not None and self._stray < MAX_NOTICES:
+            self.hear(Notice(method=str(frame["method"]), params=params if isinstance(params, dict) else {}))
+
+    def _take_capabilities(self, said: Mapping[str, Any]) -> None:
+        capabilities = said.get("capabilities")
+        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
 
     def _count_stray(self, method: str) -> None:
         self._stray += 1

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
+
 from lockstep.tools.client import BadReply
-from lockstep.values import IMAGE_TYPES, Attachment
+from lockstep.values import IMAGE_TYPES, Attachment, Json
 
 NAME_META = "lockstep/name"
 MAX_ATTACHMENTS = 32
@@ -23,6 +25,12 @@ MAX_IMAGE_BYTES = 3_750_000
 _MAX_NAME_CHARACTERS = 200
 _MIME_TYPE = re.compile(r"[A-Za-z0-9.+-]{1,64}/[A-Za-z0-9.+-]{1,64}")
 _BYTES = "application/octet-stream"
+_MAX_ERROR_DATA_BYTES = 16 * 2**10
+_TRACE = frozenset({"traceparent", "tracestate", "baggage", "progressToken"})
+_RESERVED = re.compile(
+    r"(?:[A-Za-z0-9-]+\.)*(?:modelcontextprotocol|mcp)(?:\.[A-Za-z0-9-]+)*/|lockstep/", re.IGNORECASE
+)
+_ENCODER = msgspec.json.Encoder()
 
 
 def read_content(blocks: Sequence[Any]) -> tuple[str, tuple[Attachment, ...]]:
@@ -42,6 +50,80 @@ def read_content(blocks: Sequence[Any]) -> tuple[str, tuple[Attachment, ...]]:
                 text = f"[image: {attachment.kind}]"
         texts.append(text)
     return "\n".join(texts), tuple(kept)
+
+
+def read_context(method: str, result: Mapping[str, Any]) -> tuple[str, tuple[Attachment, ...]]:
+    """The same of what is read of a server beside tools: a resource, a list of them, a prompt, a completion.
+
+    Raises:
+        BadReply: it is not what the method answers with.
+    """
+    try:
+        match method:
+            case "resources/read":
+                return read_content([{"type": "resource", "resource": {**each}} for each in result["contents"]])
+            case "resources/list":
+                return "\n".join(_listing(each) for each in result["resources"]), ()
+            case "prompts/get":
+                text, kept = read_content([each["content"] for each in result["messages"]])
+                return text, kept
+            case _:
+                return "\n".join(map(str, result["completion"]["values"])), ()
+    except (KeyError, TypeError) as error:
+        raise BadReply(f"its result is not one of {method}") from error
+
+
+def _listing(resource: Mapping[str, Any]) -> str:
+    """A line about a resource."""
+    named = ", ".join(str(resource[key]) for key in ("name", "mimeType", "description") if resource.get(key))
+    return f"{resource['uri']} ({named})" if named else str(resource["uri"])
+
+
+def reply_of(result: Mapping[str, Any]) -> str:
+    """What a client of the protocol is told beside the text of a result; empty where the text says it all.
+
+    That is the result as it came, without the metadata that is for the two ends of a connection.
+    """
+    content = result.get("content")
+    kept = {name: value for name, value in result.items() if name not in ("isError", "resultType", "_meta")}
+    if meta := _passed_on(result.get("_meta")):
+        kept["_meta"] = meta
+    if isinstance(content, list):
+        if len(content) == 1 and set(content[0]) <= {"type", "text"} and _says_it(kept, content[0].get("text")):
+            return ""
+        kept["content"] = [_without_reserved(block) for block in content]
+    return _ENCODER.encode(kept).decode()
+
+
+def reply_of_error(code: int, message: str, data: Json) -> str:
+    """The same of an error that the server answered with."""
+    shown = data if len(_ENCODER.encode(data)) <= _MAX_ERROR_DATA_BYTES else None
+    return _ENCODER.encode({"error": {"code": code, "message": message, "data": shown}}).decode()
+
+
+def _says_it(kept: Mapping[str, Any], text: Any) -> bool:
+    """Whether there is nothing but the one text, or structured content that it is, as our own runner writes it."""
+    if set(kept) != {"content", "structuredContent"}:
+        return set(kept) == {"content"}
+    try:
+        return bool(msgspec.json.decode(text) == kept["structuredContent"])
+    except (msgspec.MsgspecError, TypeError, UnicodeError):
+        return False
+
+
+def _without_reserved(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "_meta" not in block:
+        return block
+    meta = _passed_on(block["_meta"])
+    rest = {name: value for name, value in block.items() if name != "_meta"}
+    return {**rest, "_meta": meta} if meta else rest
+
+
+def _passed_on(meta: Any) -> dict[str, Any]:
+    """Of a `_meta`, what is nobody's but the server's: no trace context, no name that the protocol or we have."""
+    if not isinstance(meta, dict):
+        return {}
+    return {name: value for name, value in meta.items() if name not in _TRACE and not _RESERVED.match(name)}
 
 
 def _text(block: Any) -> str:

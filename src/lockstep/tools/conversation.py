@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import CALL, MODERN, BadReply, McpClient, ServerError
-from lockstep.tools.content import read_content
-from lockstep.tools.definitions import Offer
+from lockstep.tools.client import CALL, LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
+from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
 from lockstep.tools.inputs import Asked, BadQuestion, read_result
-from lockstep.tools.port import Ask, Outcome, PermittedCall
+from lockstep.tools.offering import live
+from lockstep.tools.port import Ask, Notice, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
 from lockstep.values import JsonObject, sha256
@@ -32,6 +34,7 @@ _NOT_CARRIED_OUT = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -3
 
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
+_MAX_NOTICE_BYTES = 16 * 2**10
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -39,25 +42,35 @@ _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 class Ready:
     """A server that has been greeted: the client that speaks to it, and what it said it offers.
 
-    One elsewhere is greeted by its first call (`live` is None until then): nothing is sent to it without a permit.
+    One elsewhere is greeted by its first call (`met` is False until then): nothing is sent to it without a permit.
     """
 
     client: McpClient
-    live: Mapping[str, JsonObject] | None
-    called: bool = False
+    met: bool = True
+    live: dict[str, Mapping[str, JsonObject]] = field(default_factory=dict)
+    """By method (of tools, empty; else one of `agent.context`): the definitions that its calls are held against."""
 
-    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
-        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+    async def learn(self, method: str) -> Mapping[str, JsonObject]:
+        """Ask what it offers of this method.
 
         Raises:
             ProcessEnded, ServerError, BadReply: it does not say.
         """
-        if self.live is None:
+        found = self.live[method] = await live(self.client, method)
+        return found
+
+    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
+        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+
+        Raises as `learn`.
+        """
+        if not self.met:
             await self.client.resume(tool.protocol)
-        if self.live is None or self.called:
-            self.live = _by_name(await self.client.list_tools())
-        self.called = True
-        return self.live
+            self.met = True
+        known = self.live.get(tool.method)
+        offered = await self.learn(tool.method) if known is None else known
+        self.live.clear()  # from here on it may be another's
+        return offered
 
 
 class NotServing(NotReady):
@@ -70,7 +83,7 @@ class NotServing(NotReady):
 
 async def meet(tool: LockedTool, process: Process) -> Ready:
     """As `greet`, of a server elsewhere: it hears nothing yet."""
-    return Ready(client=McpClient(process, tool.asks), live=None)
+    return Ready(client=McpClient(process, tool.asks), met=False)
 
 
 async def greet(tool: LockedTool, process: Process) -> Ready:
@@ -82,7 +95,9 @@ async def greet(tool: LockedTool, process: Process) -> Ready:
     client = McpClient(process, tool.asks)
     try:
         await client.resume(tool.protocol)
-        return Ready(client=client, live=_by_name(await client.list_tools()))
+        ready = Ready(client=client)
+        await ready.learn(tool.method)
+        return ready
     except (ProcessEnded, ServerError, BadReply) as error:
         raise NotServing(_failed(tool, error, process, sent=False)) from error
 
@@ -99,23 +114,17 @@ async def converse(
     Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
     """
     try:
-        live = await ready.now(call.tool)
+        offered = await ready.now(call.tool)
     except (ProcessEnded, ServerError, BadReply) as error:
         return _failed(call.tool, error, process, sent=False)
-    if (drifted := _drifted(call.tool, live)) is not None:
+    if (drifted := _drifted(call.tool, offered)) is not None:
         return drifted
-    meta = {
-        "lockstep/run": call.run,
-        "lockstep/call": call.id,
-        "lockstep/key": call.key,
-        "traceparent": traceparent(call.run, call.id),
-    }
     late = on_overdue is not None and call.tool.repeats.late_s > 0
     clock = _Clock(process, call.tool.timeout_s, on_overdue if late else None)
     try:
         ready.client.ask = clock.outside(ask) if ask is not None else None
         ready.client.offers = call.may_ask
-        result = await ready.client.call_tool(call.tool.own_name, call.arguments, meta, call.round)
+        result = await _asked(ready.client, call)
         if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
             return _asking(call.tool, ready.client, result, process)
         outcome = _outcome(call.tool, result, process)
@@ -168,11 +177,12 @@ def _failed(tool: LockedTool, error: ProcessEnded | ServerError | BadReply, proc
     detail = process.stderr_tail()
     if isinstance(error, ServerError):
         kind = "import_error" if error.code == IMPORT_FAILED else "tool_error"
+        reply = reply_of_error(error.code, error.message, error.data)
         acted, passing = sent and may_have_acted(process.egress_log()), sent and _may_pass(process.egress_log())
         if tool.errors_not_done or (tool.remote and error.code in _NOT_CARRIED_OUT):
             acted = False
         text = f"{tool.name} failed: {error.message}"
-        return Outcome(kind=kind, text=text, detail=detail, unknown=acted, transient=passing)
+        return Outcome(kind=kind, text=text, reply=reply, detail=detail, unknown=acted, transient=passing)
     return Outcome(kind="bad_reply", text=f"{tool.name} broke the protocol: {error}.", detail=detail, unknown=sent)
 
 
@@ -195,6 +205,49 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
     return Outcome(kind=kind, text=text, detail=ended.stderr, unknown=sent and ended.reached, transient=passing)
 
 
+async def _asked(client: McpClient, call: PermittedCall) -> Mapping[str, Any]:
+    """The result of the call itself; whoever listens to it hears what is said meanwhile."""
+    client.hear = _hearing(call)
+    try:
+        if call.tool.method:
+            return await client.ask_context(call.tool.method, call.arguments, _meta(call), call.round)
+        return await client.call_tool(call.tool.own_name, call.arguments, _meta(call), call.round)
+    finally:
+        client.hear = None
+
+
+def _meta(call: PermittedCall) -> JsonObject:
+    meta = {
+        "lockstep/run": call.run,
+        "lockstep/call": call.id,
+        "lockstep/key": call.key,
+        "traceparent": traceparent(call.run, call.id),
+    }
+    if call.listener is not None and call.listener.progress:
+        meta["progressToken"] = _token(call)
+    if call.listener is not None and call.listener.log_level and call.tool.protocol == MODERN:
+        meta[LOG_LEVEL] = call.listener.log_level
+    return meta
+
+
+def _token(call: PermittedCall) -> str:
+    return f"{call.run}/{call.id}"
+
+
+def _hearing(call: PermittedCall) -> Callable[[Notice], None] | None:
+    """What hears this call: of progress, that of this call alone, and nothing that is long."""
+    listener = call.listener
+    if listener is None:
+        return None
+
+    def hear(notice: Notice) -> None:
+        other = notice.method == "notifications/progress" and notice.params.get("progressToken") != _token(call)
+        if not other and len(msgspec.json.encode(notice.params)) <= _MAX_NOTICE_BYTES:
+            listener.hear(notice)
+
+    return hear
+
+
 def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], process: Process) -> Outcome:
     """A result that requires input: as far as it says, the call has not been carried out yet."""
     try:
@@ -207,16 +260,19 @@ def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], proc
 
 
 def _outcome(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:
-    """An MCP `tools/call` result as an outcome."""
+    """An MCP result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
         raise BadReply(f"its result is {kind!r:.40}")
+    if tool.method:
+        text, attachments = read_context(tool.method, result)
+        return Outcome(kind="ok", text=text, attachments=attachments, reply=reply_of(result))
     content = result.get("content")
     if not isinstance(content, list):
         raise BadReply("its result has no content list")
     text, attachments = read_content(content)
     if not content and "structuredContent" in result:
         text = str(result["structuredContent"])
-    return replace(_judged(tool, result, text, process), attachments=attachments)
+    return replace(_judged(tool, result, text, process), attachments=attachments, reply=reply_of(result))
 
 
 def _judged(tool: LockedTool, result: Mapping[str, Any], text: str, process: Process) -> Outcome:
@@ -265,10 +321,6 @@ def _may_pass(requests: Sequence[EgressRecord]) -> bool:
 
 def _plainly_refused(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUS
-
-
-def _by_name(offer: Offer) -> dict[str, JsonObject]:
-    return {str(each["name"]): each for each in offer.tools}
 
 
 def _drifted(tool: LockedTool, live: Mapping[str, JsonObject]) -> Outcome | None:

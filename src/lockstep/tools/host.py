@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
@@ -32,6 +32,7 @@ from lockstep.tools.conversation import NotServing, Ready, converse, greet, meet
 from lockstep.tools.definitions import Offer
 from lockstep.tools.egress_checks import binding
 from lockstep.tools.guest import LOCKSTEP_MOUNT, TOOL_MOUNT
+from lockstep.tools.offering import offered
 from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.tools.remote_headers import parameter_headers
 from lockstep.tools.remote_servers import RemoteServers, remote_spec
@@ -115,12 +116,19 @@ class SandboxedTools:
             return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
 
     async def describe(
-        self, tool: LockedTool, permit: Permit, digest: Digest, *, legacy: bool = False, principal: str = ""
+        self,
+        tool: LockedTool,
+        permit: Permit,
+        digest: Digest,
+        *,
+        offers: Collection[str] = ("tools",),
+        legacy: bool = False,
+        principal: str = "",
     ) -> Description:
         """What a source offers, asked for in a sandbox: tool code never runs outside one.
 
-        `legacy`: begin with the handshake, and do not ask for the modern revision. `principal`: who asks a server
-        elsewhere.
+        `offers`: of a server, what is asked for. `legacy`: begin with the handshake, and do not ask for the modern
+        revision. `principal`: who asks a server elsewhere.
 
         Raises:
             ServerError, BadReply, ProcessEnded: the source cannot say.
@@ -139,7 +147,7 @@ class SandboxedTools:
                 await client.initialize(LEGACY[0])
             else:
                 await client.negotiate()
-            return Description(protocol=client.protocol, offer=await client.list_tools())
+            return Description(protocol=client.protocol, offer=await offered(client, offers))
         finally:
             await process.close()
 
@@ -197,7 +205,8 @@ class SandboxedTools:
         if call.tool.remote is not None:
             return self._remotes.pool.lease_of_run(call.kept_for or call.run, recipe)
         if call.tool.run_lifetime:
-            return self._pool.lease_of_run(call.kept_for or call.run, recipe)
+            kept_for = call.kept_for or call.run
+            return self._pool.lease_of_run(kept_for, recipe, gives_way=kept_for != call.run)
         return self._pool.lease(recipe)
 
     def _recipe(self, tool: LockedTool, backend: Backend, principal: str = "") -> Recipe[Ready]:

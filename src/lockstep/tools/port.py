@@ -14,6 +14,25 @@ from lockstep.values import Attachment, Digest, JsonObject, RunId, Tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """What a server says while it is called and nobody asked it: a method of the protocol, and its parameters."""
+
+    method: str
+    params: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listener:
+    """Who hears what a server says while it is called. `hear` must return at once and never raise."""
+
+    hear: Callable[[Notice], None]
+    progress: bool = False
+    """Whether the server is asked to say how far it is."""
+    log_level: str = ""
+    """From which level on the server is asked for log messages; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PermittedCall:
     """What to run: the locked tool, validated arguments, and who it is for."""
 
@@ -33,6 +52,7 @@ class PermittedCall:
     """For whom; a server elsewhere sees that principal's token."""
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
+    listener: Listener | None = None
 
     @property
     def may_ask(self) -> frozenset[str]:
@@ -56,6 +76,8 @@ class Outcome:
     """For the model."""
     attachments: tuple[Attachment, ...] = ()
     """Images for the model, named in its text, and files for the user."""
+    reply: str = ""
+    """For a client that speaks the protocol: the result or error of the server, as JSON; empty where `text` is all."""
     detail: str = ""
     """For the operator: traceback, stderr."""
     unknown: bool = False

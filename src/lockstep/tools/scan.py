@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lockstep.agent.context import METHODS
 from lockstep.values import Json, JsonObject
 
 MAX_FINDINGS = 200
@@ -104,7 +105,7 @@ def _names(tool: Offered, tools: Iterable[Offered]) -> Iterator[tuple[str, str]]
         yield "name", f"its name {visible(name)!r} holds letters that are not ASCII"
     words = frozenset(re.findall(r"\w{4,}", " ".join(text for _, text in _texts("", tool.definition))))
     for other in tools:
-        if other.source == tool.source:
+        if other.source == tool.source or name in METHODS:
             continue
         theirs = str(other.definition.get("name", ""))
         if theirs == name:

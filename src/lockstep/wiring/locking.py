@@ -149,7 +149,7 @@ async def _describe(
     asked = _as_tool(policy, source, files, runtime)
     place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
     try:
-        return await _offered(asked, tools)
+        return await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
         remedy = "Then lock again." if isinstance(error, Unauthorized) else "Correct it, then lock again."
@@ -162,16 +162,16 @@ async def _describe(
         raise ConfigError(f"{place} {_why_ended(source, error)}", remedy=remedy) from error
 
 
-async def _offered(asked: LockedTool, tools: SandboxedTools) -> Description:
+async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[str]) -> Description:
     permit, digest = Describing().permit(asked)
     try:
-        return await tools.describe(asked, permit, digest)
+        return await tools.describe(asked, permit, digest, offers=offers)
     except ProcessEnded as ended:
         if not asked.source.startswith("mcp:") or asked.remote or ended.limit:
             raise
     # There are servers of the legacy era that end at a request they do not know.
     permit, digest = Describing().permit(asked)
-    return await tools.describe(asked, permit, digest, legacy=True)
+    return await tools.describe(asked, permit, digest, offers=offers, legacy=True)
 
 
 def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:

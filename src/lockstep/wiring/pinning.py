@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.agent.context import METHODS
 from lockstep.agent.diff import definition_changes
 from lockstep.agent.lock import Lock, read_lock, resolve, shown_name, source_key
 from lockstep.agent.locked import LockedTool, locked_agent
@@ -136,6 +137,7 @@ def _require_unchanged(directory: Path, approve: Collection[str], standing: Sequ
 
 def _left_out(asked: Asked, approve: Collection[str], standing: Sequence[Standing]) -> set[str]:
     named = {shown_name(source, name) for source in asked.spec.tools for name in source.include or ()}
+    named |= {shown_name(source, name) for source in asked.spec.tools if source.mcp for name in METHODS}  # by `offer`
     return {each.name for each in standing if each.status == "new"} - named - set(approve)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from clerk import PAY, Clerk
 
+from lockstep.agent.context import COMPLETE, METHODS, PROMPT, READ, definition, listed_in
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import Lock, differing_parts, from_text, resolve, resolve_static, to_text
 from lockstep.agent.locked import locked_agent
 from lockstep.errors import ConfigError
+from lockstep.values import Effect, JsonObject
 
 PLAIN = 'mcp = { command = ["/usr/bin/python3", "server.py"] }'
 
@@ -144,3 +146,49 @@ def test_packages_that_cannot_be_taken_whole_are_refused(clerk: Clerk, packages:
     serve(clerk, f"runtime = {{ npm = {json.dumps(str(place))} }}")
     with pytest.raises(ConfigError, match=r"is neither a file nor a directory inside|is not a directory"):
         lock(clerk)
+
+
+PROMPTS: list[JsonObject] = [{"name": "greet", "description": "Greet.", "arguments": [{"name": "whom"}]}]
+
+
+@pytest.mark.parametrize("prefix", ["", 'prefix = "bank", '])
+@pytest.mark.parametrize("include", ["", 'include = ["pay"]\n'])
+def test_what_a_server_has_beside_tools_is_read_and_cannot_cost_or_repeat(
+    clerk: Clerk, prefix: str, include: str
+) -> None:
+    serve(clerk, f'{prefix}offer = ["tools", "resources", "prompts"]')
+    clerk.change("agent.toml", 'dedupe_on = ["to"]', f'dedupe_on = ["to"]\n{include}fee_usd = 2')
+    clerk.definitions[1] = [PAY, *(definition(m, PROMPTS if m == PROMPT else ()) for m in METHODS)]
+    locked = lock(clerk)
+    tools = locked_agent(locked).tools
+    begin = "bank__" if prefix else ""
+    context = {name: tool for name, tool in tools.items() if tool.method}
+    assert set(context) == {begin + name for name in METHODS_AS_NAMES}
+    assert {tool.effect for tool in context.values()} == {Effect.READ}
+    assert {tool.fee_usd for tool in context.values()} == {0}
+    assert {tool.dedupe_on for tool in context.values()} == {None}
+    assert {name.removeprefix(begin): tool.for_models for name, tool in context.items()} == METHODS_AS_NAMES
+    assert list(listed_in(context[f"{begin}prompts_get"].definition)) == PROMPTS
+    assert tools[f"{begin}pay"].fee_usd == 2
+    assert differing_parts(locked, resolve_static(clerk.directory, load_spec(clerk.directory), locked)) == ()
+
+
+METHODS_AS_NAMES = {method.replace("/", "_"): models for method, models in METHODS.items()}
+
+
+def test_what_is_no_longer_offered_leaves_the_lock_without_asking_the_server(clerk: Clerk) -> None:
+    serve(clerk, 'offer = ["tools", "prompts"]')
+    clerk.definitions[1] = [PAY, definition(PROMPT, PROMPTS), definition(COMPLETE)]
+    locked = lock(clerk)
+    clerk.change("agent.toml", 'offer = ["tools", "prompts"]', 'offer = ["tools"]')
+    again = resolve_static(clerk.directory, load_spec(clerk.directory), locked)
+    assert list(again.tools()) == ["look", "pay"]
+
+
+def test_results_of_which_only_parts_are_trusted_make_no_resource_trusted(clerk: Clerk) -> None:
+    serve(clerk, 'offer = ["tools", "resources"]')
+    trust = 'output_trust = "trusted"\nuntrusted_fields = ["/note"]'
+    clerk.change("agent.toml", 'dedupe_on = ["to"]', f'dedupe_on = ["to"]\n{trust}')
+    clerk.definitions[1] = [PAY, definition(READ)]
+    tools = locked_agent(lock(clerk)).tools
+    assert (tools["pay"].output_trusted, tools["resources_read"].output_trusted) == (True, False)

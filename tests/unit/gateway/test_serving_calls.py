@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -153,6 +154,74 @@ def test_the_same_call_again_gets_the_first_receipt(tmp_path: Path, era: str) ->
             assert world.tools.count("book") == 1
             assert text(again).startswith(text(first))
             assert meta(again, "duplicate_of") == f"{meta(first, 'run')}/1.0"
+
+    run(work)
+
+
+BLOCKS: list[dict[str, Any]] = [
+    {"type": "text", "text": "Here:", "annotations": {"priority": 0.5}},
+    {"type": "image", "data": "AAAA", "mimeType": "image/png"},
+    {"type": "audio", "data": "AAAA", "mimeType": "audio/wav"},
+    {"type": "resource_link", "uri": "file:///a", "name": "a"},
+    {"type": "resource", "resource": {"uri": "file:///b", "text": "b", "mimeType": "text/plain"}},
+    {"type": "resource", "resource": {"uri": "file:///c", "blob": "AAAA"}},
+]
+
+
+@ERAS
+def test_a_client_gets_every_block_that_the_server_sent_and_gets_them_again(tmp_path: Path, era: str) -> None:
+    reply = {"content": BLOCKS, "structuredContent": {"n": [1, None]}, "_meta": {"own/key": 7}}
+    outcome = replace(ok("Here: ..."), reply=json.dumps(reply))
+
+    async def work() -> None:
+        async with opened(tmp_path, book=lambda call: outcome) as world, world.client(era) as client:
+            first = await client.call_tool("book", BA1)
+            again = await client.call_tool("book", BA1)
+            assert world.tools.count("book") == 1
+            told = [each.model_dump(by_alias=True, exclude_none=True, mode="json") for each in first.content]
+            assert told == BLOCKS
+            assert first.structured_content == again.structured_content == {"n": [1, None]}
+            assert (first.meta or {})["own/key"] == 7
+            assert again.content[:-1] == first.content
+            assert "was not run again" in again.content[-1].text  # type: ignore[union-attr]
+
+    run(work)
+
+
+@ERAS
+def test_blocks_that_the_protocol_does_not_know_stay_the_text_for_them(tmp_path: Path, era: str) -> None:
+    outcome = replace(ok("[audio]"), reply=json.dumps({"content": [{"type": "audio", "data": 7}]}))
+
+    async def work() -> None:
+        async with opened(tmp_path, look=lambda call: outcome) as world, world.client(era) as client:
+            assert text(await client.call_tool("look", {})) == "[audio]"
+
+    run(work)
+
+
+@ERAS
+def test_a_capability_that_a_server_misses_is_told_as_the_protocol_has_it(tmp_path: Path, era: str) -> None:
+    error = {"code": -32021, "message": "no sampling", "data": {"requiredCapabilities": {"sampling": {}}}}
+    outcome = Outcome(kind="tool_error", text="look failed: no sampling", reply=json.dumps({"error": error}))
+
+    async def work() -> None:
+        async with opened(tmp_path, look=lambda call: outcome) as world, world.client(era) as client:
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("look", {})
+            assert (refused.value.code, refused.value.data) == (-32021, error["data"])
+
+    run(work)
+
+
+def test_what_a_run_of_a_model_keeps_is_the_text_alone(tmp_path: Path) -> None:
+    outcome = replace(ok("Here"), reply=json.dumps({"content": BLOCKS}))
+    model = ListedModel(reply(call("look", {})), reply(text="Seen."))
+
+    async def work() -> None:
+        async with opened(tmp_path, model=model, look=lambda call: outcome) as world:
+            caller = Caller(principal="ada", client="test", session="s1")
+            state = await world.desk.ask(caller, "Look.")
+            assert [each.reply for each in state.all_calls] == [""]
 
     run(work)
 
@@ -444,12 +513,12 @@ async def http(world: World) -> AsyncIterator[str]:
         await serving
 
 
-def over_http(url: str, era: str, name: str = "ada") -> Client:
+def over_http(url: str, era: str, name: str = "ada", **more: Any) -> Client:
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
     client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=30)
-    return Client(streamable_http_client(url, http_client=client), mode=era)
+    return Client(streamable_http_client(url, http_client=client), mode=era, **more)
 
 
 @ERAS

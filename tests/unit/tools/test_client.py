@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from lockstep.agent.context import listed_in
 from lockstep.tools import client as module
 from lockstep.tools.client import MODERN, BadReply, McpClient, ServerError
+from lockstep.tools.offering import offered
 
 Answer = Callable[[dict[str, Any]], list[Any]]
 UNKNOWN = {"code": -32601, "message": "Method not found"}
@@ -89,6 +91,49 @@ def test_a_handshake_on_an_unknown_revision_is_refused(version: Any) -> None:
 def test_a_server_that_knows_neither_says_so() -> None:
     with pytest.raises(ServerError, match="Method not found"):
         settled(speaking())
+
+
+LISTS: dict[str, Any] = {
+    "tools/list": {"tools": [{"name": "do", "inputSchema": {}}, {"name": "prompts/get", "inputSchema": {}}]},
+    "prompts/list": {"prompts": [{"name": "greet", "arguments": [{"name": "whom"}]}, {"title": "no name"}]},
+    "resources/templates/list": {"resourceTemplates": [{"uriTemplate": "x://{id}", "name": "x"}]},
+    "resources/list": {"resources": [{"uri": "x://1", "name": "one"}]},
+}
+
+
+def listing(asked: dict[str, Any]) -> list[Any]:
+    known = LISTS.get(asked["method"])
+    return [{"error": UNKNOWN} if known is None else {"result": known}]
+
+
+async def _offer(kinds: tuple[str, ...], answer: Answer = listing) -> tuple[Any, Server]:
+    server = Server(answer)
+    client = McpClient(server)  # type: ignore[arg-type]
+    client.capabilities = {"completions": {}}
+    return await offered(client, kinds), server
+
+
+def test_a_server_is_asked_for_what_is_taken_of_it_and_no_more() -> None:
+    offer, server = asyncio.run(_offer(("resources",)))
+    assert server.methods == ["resources/templates/list"]
+    assert [each["name"] for each in offer.tools] == ["resources/list", "resources/read", "completion/complete"]
+    assert listed_in(offer.tools[1]) == LISTS["resources/templates/list"]["resourceTemplates"]
+    assert "x://{id}" in offer.tools[1]["description"]
+
+
+def test_prompts_are_locked_whole_and_no_tool_takes_their_place() -> None:
+    offer, _ = asyncio.run(_offer(("tools", "prompts")))
+    assert [each["name"] for each in offer.tools] == ["do", "prompts/get", "completion/complete"]
+    assert listed_in(offer.tools[1]) == [{"name": "greet", "arguments": [{"name": "whom"}]}]
+    assert offer.tools[1]["inputSchema"]["properties"]["name"]["enum"] == ["greet"]
+    assert sorted(offer.problems) == ["'prompts/get' is called like a method", "tool 1: it has no name"]
+
+
+def test_a_server_of_resources_need_not_have_templates_and_one_of_prompts_needs_prompts() -> None:
+    offer, _ = asyncio.run(_offer(("resources",), lambda asked: [{"error": UNKNOWN}]))
+    assert listed_in(offer.tools[1]) == []
+    with pytest.raises(ServerError):
+        asyncio.run(_offer(("prompts",), lambda asked: [{"error": UNKNOWN}]))
 
 
 async def _said(protocol: str) -> Server:

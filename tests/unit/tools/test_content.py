@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
 from pictures import GIF, JPEG, SVG, WEBP, png
 
 from lockstep.tools.client import BadReply
-from lockstep.tools.content import MAX_ATTACHMENTS, MAX_IMAGE_BYTES, read_content
+from lockstep.tools.content import (
+    MAX_ATTACHMENTS,
+    MAX_IMAGE_BYTES,
+    read_content,
+    read_context,
+    reply_of,
+    reply_of_error,
+)
 from lockstep.values import Attachment
 
 
@@ -105,3 +113,49 @@ def test_a_name_that_no_record_could_hold_is_made_one_that_can() -> None:
     _, (kept,) = read_content([image(png(), _meta={"lockstep/name": "\ud800" + "x" * 1000})])
     assert kept.name.startswith("?x")
     assert len(kept.name) == 200
+
+
+PLAIN = {"content": [{"type": "text", "text": "a"}]}
+STRUCTURED = {"content": [{"type": "text", "text": '{"a":1}'}], "structuredContent": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [PLAIN, {**PLAIN, "isError": True, "resultType": "complete"}, STRUCTURED, {**PLAIN, "_meta": {"traceparent": "x"}}],
+    ids=["text", "an error", "structure that the text is", "reserved metadata"],
+)
+def test_nothing_is_kept_for_a_client_of_what_the_text_says(result: dict[str, Any]) -> None:
+    assert reply_of(result) == ""
+
+
+def test_a_client_is_told_what_the_server_said_without_what_is_reserved() -> None:
+    block = {"type": "text", "text": "a", "annotations": {"priority": 1}, "_meta": {"x/y": 1, "lockstep/name": "n"}}
+    meta = {"own/key": 1, "io.modelcontextprotocol/serverInfo": {}, "mcp.dev/x": 1, "lockstep/run": "r", "baggage": "b"}
+    result = {"content": [block, image(png())], "structuredContent": [1], "isError": False, "_meta": meta}
+    kept = json.loads(reply_of(result))
+    assert kept == {
+        "content": [{**block, "_meta": {"x/y": 1}}, image(png())],
+        "structuredContent": [1],
+        "_meta": {"own/key": 1},
+    }
+
+
+def test_of_an_error_the_data_is_kept_while_it_is_small() -> None:
+    assert json.loads(reply_of_error(-32602, "no", {"uri": "a"}))["error"]["data"] == {"uri": "a"}
+    assert json.loads(reply_of_error(-32602, "no", "x" * 20_000))["error"]["data"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "text"),
+    [
+        ("resources/list", {"resources": [{"uri": "x://1", "name": "one", "mimeType": "a/b"}]}, "x://1 (one, a/b)"),
+        ("resources/read", {"contents": [{"uri": "x://1", "text": "all of it"}]}, "all of it"),
+        ("resources/read", {"contents": [{"uri": "x://1", "blob": "AAAA"}]}, "[resource: x://1]"),
+        ("prompts/get", {"messages": [{"role": "user", "content": {"type": "text", "text": "Greet."}}]}, "Greet."),
+        ("completion/complete", {"completion": {"values": ["paris", "park"]}}, "paris\npark"),
+    ],
+)
+def test_what_is_read_beside_tools_has_words_too(method: str, result: dict[str, Any], text: str) -> None:
+    assert read_context(method, result)[0] == text
+    with pytest.raises(BadReply, match="is not one of"):
+        read_context(method, {"other": []})

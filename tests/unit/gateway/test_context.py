@@ -1,0 +1,317 @@
+"""Resources, prompts and completion for a gateway's clients; the servers are functions behind the real gate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inprocess import ALLOW_ALL, LOOK, ListedModel, call, locked_agent, reply
+from mcp import MCPError
+from mcp import types as mcp_types
+from test_serving_calls import ADA, ERAS, World, opened, run
+
+from lockstep.agent.context import COMPLETE, LIST, METHODS, PROMPT, READ, definition, plain_name
+from lockstep.agent.locked import LockedAgent, LockedTool
+from lockstep.gateway.context import _fits
+from lockstep.gateway.principals import Principal
+from lockstep.runtime.reading import read_state
+from lockstep.tools.port import Outcome, PermittedCall
+
+TEMPLATES: list[Any] = [{"uriTemplate": "x://{id}/data", "name": "data", "description": "Data of an id"}]
+PROMPTS: list[Any] = [{"name": "greet", "description": "Greet.", "arguments": [{"name": "whom", "required": True}]}]
+LISTED: dict[str, list[Any]] = {READ: TEMPLATES, PROMPT: PROMPTS}
+
+
+def tools_of(prefix: str, *methods: str) -> list[LockedTool]:
+    return [
+        replace(
+            LOOK,
+            name=f"{prefix}{plain_name(method)}",
+            definition=definition(method, LISTED.get(method, ())),
+            source=f"mcp:{prefix}",
+        )
+        for method in methods or METHODS
+    ]
+
+
+def agent_of(*prefixes: str, policy: str = ALLOW_ALL) -> LockedAgent:
+    return locked_agent(LOOK, *(tool for prefix in prefixes for tool in tools_of(prefix)), policy=policy)
+
+
+def said(text: str, **reply: Any) -> Callable[[PermittedCall], Outcome]:
+    return lambda call: Outcome(kind="ok", text=text, reply=json.dumps(reply))
+
+
+def failed(code: int, message: str, data: Any = None) -> Callable[[PermittedCall], Outcome]:
+    error = {"code": code, "message": message, "data": data}
+    return lambda call: Outcome(kind="tool_error", text=message, reply=json.dumps({"error": error}))
+
+
+def reads(call: PermittedCall) -> Outcome:
+    uri = call.arguments["uri"]
+    contents = [{"uri": uri, "mimeType": "text/plain", "text": f"{call.tool.name} has {uri}"}]
+    return said("read", contents=contents, ttlMs=500, cacheScope="public")(call)
+
+
+def prompts(call: PermittedCall) -> Outcome:
+    content = {"type": "text", "text": json.dumps(call.arguments)}
+    return said("filled", description="Filled", messages=[{"role": "user", "content": content}])(call)
+
+
+SERVED: dict[str, Any] = {
+    "resources_list": said("x://1", resources=[{"uri": "x://1", "name": "one"}, {"name": "no uri"}]),
+    "resources_read": reads,
+    "prompts_get": prompts,
+    "completion_complete": said("a", completion={"values": ["a", "ab"], "total": 2}),
+}
+
+
+def offering(path: Path, agent: LockedAgent | None = None, **functions: Any) -> Any:
+    return opened(path, agent or agent_of(""), **{**SERVED, **functions})
+
+
+async def last(world: World) -> Any:
+    return await read_state(world.journal, (await world.journal.runs(limit=1))[0].run)
+
+
+@ERAS
+def test_a_resource_is_a_call_that_is_judged_recorded_and_told_as_the_protocol_has_it(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with offering(tmp_path) as world, world.client(era) as client:
+            (listed,) = (await client.list_resources()).resources
+            assert (str(listed.uri), listed.name) == ("x://1", "one")
+            read = await client.read_resource("x://1")
+            assert read.contents[0].text == "resources_read has x://1"  # type: ignore[union-attr]
+            assert read.contents[0].mime_type == "text/plain"
+            state = await last(world)
+            assert (state.principal, state.calls[0].name, state.calls[0].outcome) == ("ada", "resources_read", "ok")
+            assert json.loads(state.calls[0].arguments) == {"uri": "x://1"}
+            assert [events[-2] for events in await world.events()] == ["effect.settled"] * 2
+            if era != "legacy":
+                assert (read.ttl_ms, read.cache_scope) == (500, "private")
+
+    run(work)
+
+
+@ERAS
+def test_prompts_and_templates_are_those_of_the_lock_and_cost_no_call(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with offering(tmp_path) as world, world.client(era) as client:
+            (prompt,) = (await client.list_prompts()).prompts
+            assert (prompt.name, prompt.arguments[0].name) == ("greet", "whom")  # type: ignore[index]
+            (template,) = (await client.list_resource_templates()).resource_templates
+            assert template.uri_template == "x://{id}/data"
+            assert await world.journal.runs() == []
+            filled = await client.get_prompt("greet", {"whom": "Bob"})
+            assert json.loads(filled.messages[0].content.text) == {"name": "greet", "arguments": {"whom": "Bob"}}  # type: ignore[union-attr]
+            assert filled.description == "Filled"
+            assert (await last(world)).calls[0].name == "prompts_get"
+
+    run(work)
+
+
+@ERAS
+def test_arguments_of_prompts_and_templates_are_completed(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with offering(tmp_path) as world, world.client(era) as client:
+            for ref in (
+                mcp_types.PromptReference(name="greet"),
+                mcp_types.ResourceTemplateReference(uri="x://{id}/data"),
+            ):
+                found = await client.complete(ref, {"name": "whom", "value": "a"})
+                assert found.completion.values == ["a", "ab"]
+            assert (await last(world)).calls[0].name == "completion_complete"
+            elsewhere = mcp_types.ResourceTemplateReference(uri="y://{id}")
+            assert (await client.complete(elsewhere, {"name": "id", "value": "a"})).completion.values == []
+
+    run(work)
+
+
+@ERAS
+def test_what_a_principal_may_not_have_is_not_there(tmp_path: Path, era: str) -> None:
+    policy = ALLOW_ALL + "".join(
+        f'forbid (principal == User::"eve", action == Action::"{plain_name(method)}", resource);\n'
+        for method in METHODS
+    )
+
+    async def work() -> None:
+        async with (
+            offering(tmp_path, agent_of("", policy=policy)) as world,
+            world.client(era, Principal(name="eve")) as client,
+        ):
+            assert (await client.list_resources()).resources == []
+            assert (await client.list_resource_templates()).resource_templates == []
+            assert (await client.list_prompts()).prompts == []
+            ref = mcp_types.PromptReference(name="greet")
+            refused = []
+            for asked in (
+                client.read_resource("x://1"),
+                client.get_prompt("greet", {"whom": "Bob"}),
+                client.complete(ref, {"name": "whom", "value": "a"}),
+            ):
+                with pytest.raises(MCPError) as error:
+                    await asked
+                refused.append((error.value.code, error.value.message))
+            assert refused == [
+                (-32602, "Resource not found"),
+                (-32602, "Unknown prompt: greet"),
+                (-32602, "Unknown prompt: greet"),
+            ]
+            assert world.tools.calls == []
+
+    run(work)
+
+
+@ERAS
+def test_policy_sees_the_uri_and_a_denial_is_said_and_recorded(tmp_path: Path, era: str) -> None:
+    secret = 'context.arguments.uri like "x://secret*"'
+    policy = f'{ALLOW_ALL} forbid (principal, action == Action::"resources_read", resource) when {{ {secret} }};'
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of("", policy=policy)) as world, world.client(era) as client:
+            assert (await client.read_resource("x://1")).contents
+            with pytest.raises(MCPError, match="denied by policy"):
+                await client.read_resource("x://secret/1")
+            assert world.tools.count("resources_read") == 1
+            assert (await last(world)).calls[0].outcome == "policy_denied"
+
+    run(work)
+
+
+@ERAS
+@pytest.mark.parametrize("code", [-32602, -32002])
+def test_a_resource_that_is_not_there_is_an_error_with_its_uri(tmp_path: Path, era: str, code: int) -> None:
+    async def work() -> None:
+        missing = failed(code, "Resource not found")
+        async with offering(tmp_path, resources_read=missing) as world, world.client(era) as client:
+            with pytest.raises(MCPError) as refused:
+                await client.read_resource("x://2")
+            assert refused.value.code == -32602
+            assert refused.value.data["uri"] == "x://2"  # type: ignore[index]
+
+    run(work)
+
+
+@ERAS
+def test_what_is_not_there_or_no_argument_is_not_asked_of_a_server(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with offering(tmp_path) as world, world.client(era) as client:
+            with pytest.raises(MCPError, match="Unknown prompt"):
+                await client.get_prompt("other")
+            with pytest.raises(MCPError) as refused:
+                await client.read_resource("x://" + "a" * 5000)
+            assert refused.value.code == -32602
+            assert world.tools.calls == []
+
+    run(work)
+
+
+def test_what_is_read_of_a_server_is_no_tool_of_a_client_and_not_all_of_it_a_tool_of_a_model(tmp_path: Path) -> None:
+    model = ListedModel(
+        reply(call("prompts_get", {"name": "greet"})), reply(call("resources_list")), reply(text="Done.")
+    )
+
+    async def work() -> None:
+        async with offering(tmp_path, model=model) as world, world.client("legacy") as client:
+            assert [tool.name for tool in (await client.list_tools()).tools] == ["look", "ask_traveller"]
+            with pytest.raises(MCPError, match="Unknown tool"):
+                await client.call_tool("resources_list", {})
+            await client.call_tool("ask_traveller", {"message": "Look."})
+            shown = {tool.name for tool in model.prompts[0].tools}
+            assert shown == {"look", "resources_list", "resources_read"}
+            assert [each.outcome for each in (await last(world)).all_calls] == ["tool_hallucinated", "ok"]
+
+    run(work)
+
+
+TWO = ("a__", "b__")
+
+
+def both(**functions: Any) -> dict[str, Any]:
+    return {f"{prefix}{name}": function for prefix in TWO for name, function in {**SERVED, **functions}.items()}
+
+
+@ERAS
+def test_of_two_servers_each_has_its_own_and_neither_hides_the_other(tmp_path: Path, era: str) -> None:
+    functions = both()
+    functions["a__resources_list"] = said("", resources=[{"uri": "x://a", "name": "a"}])
+    functions["b__resources_list"] = said("", resources=[{"uri": "y://b", "name": "b"}])
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
+            assert [str(each.uri) for each in (await client.list_resources()).resources] == ["x://a", "y://b"]
+            read = await client.read_resource("y://b")
+            assert read.contents[0].text == "b__resources_read has y://b"  # type: ignore[union-attr]
+            assert [each.name for each in (await client.list_prompts()).prompts] == ["a__greet", "b__greet"]
+            filled = await client.get_prompt("b__greet", {"whom": "Bob"})
+            assert json.loads(filled.messages[0].content.text)["name"] == "greet"  # type: ignore[union-attr]
+            assert (await last(world)).calls[0].name == "b__prompts_get"
+
+    run(work)
+
+
+@ERAS
+def test_a_server_that_fails_takes_no_other_with_it(tmp_path: Path, era: str) -> None:
+    functions = both(resources_read=failed(-32602, "Resource not found"))
+    functions["a__resources_list"] = lambda call: Outcome(kind="timeout", text="a did not answer.")
+    functions["b__resources_read"] = reads
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
+            assert [str(each.uri) for each in (await client.list_resources()).resources] == ["x://1"]
+            assert (await client.read_resource("x://9/data")).contents  # the first says that it has none
+            assert [each.tool.name for each in world.tools.calls[-2:]] == ["a__resources_read", "b__resources_read"]
+
+    run(work)
+
+
+@ERAS
+def test_a_read_that_a_person_must_approve_is_asked_about(tmp_path: Path, era: str) -> None:
+    policy = ALLOW_ALL + '@ask("Read it?") forbid (principal, action == Action::"resources_read", resource);'
+
+    async def yes(context: Any, params: Any) -> mcp_types.ElicitResult:
+        return mcp_types.ElicitResult(action="accept", content={"approve": True})
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of("", policy=policy)) as world:
+            async with world.client(era, ADA, elicitation_callback=yes) as client:
+                assert (await client.read_resource("x://1")).contents
+            async with world.client(era, ADA) as client:
+                with pytest.raises(MCPError, match="waits for a person"):
+                    await client.read_resource("x://2")
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("uri", "template", "fits"),
+    [
+        ("x://1/data", "x://{id}/data", True),
+        ("x://1/date", "x://{id}/data", False),
+        ("x://1", "x://{id}", True),
+        ("x://", "x://1", False),
+        ("x://1", "x://1", True),
+        ("x://a/b/c", "x://{+path}/c", True),
+        ("x://a", "x://{a}{b}{c}", True),
+        ("y" * 4000, "{a}y" * 500 + "x", False),
+    ],
+)
+def test_a_template_says_whose_a_uri_may_be(uri: str, template: str, fits: bool) -> None:
+    assert _fits(uri, template) is fits
+
+
+def test_an_agent_without_resources_does_not_speak_of_them(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path, locked_agent(LOOK)) as world, world.client("legacy") as client:
+            assert client.server_capabilities.resources is None
+            assert client.server_capabilities.prompts is None
+        agent = locked_agent(LOOK, *tools_of("", LIST, READ, COMPLETE))
+        async with opened(tmp_path / "more", agent) as world, world.client("legacy") as client:
+            assert client.server_capabilities.resources is not None
+            assert client.server_capabilities.prompts is None
+
+    run(work)
