@@ -161,13 +161,14 @@ def test_an_agent_with_credentials_of_its_own_needs_nobody(tmp_path: Path, monke
 
     peer = Identity(called=tells)
 
-    async def go() -> Outcome:
+    async def go() -> tuple[Outcome, Outcome]:
         async with serving(peer), desk(tmp_path) as at:
             oauth = OAuth(grant="client_credentials", client_id="robot", client_secret="env:ROBOT", issuer=peer.at)
-            return await at.call(tool_of(peer, oauth))
+            return await at.call(tool_of(peer, oauth)), await at.call(tool_of(peer, oauth), run="r2")
 
-    outcome = asyncio.run(go())
-    assert (outcome.kind, outcome.text) == ("ok", "Bearer [token] [token]")
+    first, second = asyncio.run(go())
+    assert (first.kind, first.text, second.text) == ("ok", "Bearer [token] [token]", "Bearer [token] [token]")
+    assert [form["grant_type"] for form in peer.token_requests] == ["client_credentials"]
     assert not (tmp_path / "oauth").exists()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import ssl
@@ -233,7 +234,32 @@ def test_without_its_permit_a_server_hears_nothing(tmp_path: Path) -> None:
     assert asyncio.run(call()) == []
 
 
-def test_all_calls_of_a_run_have_one_connection_and_each_sees_the_list_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol, most, wait_s", [(MODERN, 2, 5.0), (LEGACY, 1, 0.2)])
+def test_calls_of_a_run_wait_for_each_other_only_where_they_share_a_session(
+    tmp_path: Path, protocol: str, most: int, wait_s: float
+) -> None:
+    under_way: list[int] = [0]
+    both = asyncio.Event()
+
+    async def meets(asked: Asked, say: Say) -> None:
+        under_way.append(under_way[-1] + 1)
+        if under_way[-1] == 2:
+            both.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(both.wait(), wait_s)
+        under_way.append(under_way[-1] - 1)
+        await say(answer(asked, DONE))
+
+    async def call() -> list[Outcome]:
+        async with serving(Peer(called=meets)) as peer, calling(tmp_path) as caller:
+            tool = remote_tool(peer.port, protocol=protocol)
+            return list(await asyncio.gather(caller.call(tool), caller.call(tool)))
+
+    assert [outcome.kind for outcome in asyncio.run(call())] == ["ok", "ok"]
+    assert max(under_way) == most
+
+
+def test_each_call_sees_the_list_first_and_says_what_it_is_in_its_head(tmp_path: Path) -> None:
     peer = Peer()
     outcomes = asyncio.run(called(tmp_path, peer, times=2, protocol=MODERN))
     assert [outcome.kind for outcome in outcomes] == ["ok", "ok"]

@@ -26,7 +26,7 @@ from lockstep.sandbox.egress_forward import KEY_HEADER
 from lockstep.sandbox.egress_rules import parse_rule
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Lease, Recipe
-from lockstep.tools.client import LEGACY, McpClient
+from lockstep.tools.client import LEGACY, MODERN, McpClient
 from lockstep.tools.code import CodeStore
 from lockstep.tools.conversation import NotServing, Ready, converse, greet, meet
 from lockstep.tools.definitions import Offer
@@ -203,6 +203,8 @@ class SandboxedTools:
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
         if call.tool.remote is not None:
+            if call.tool.protocol == MODERN:  # no session that calls would share, so none waits for another
+                return self._remotes.pool.lease(recipe)
             return self._remotes.pool.lease_of_run(call.kept_for or call.run, recipe)
         if call.tool.run_lifetime:
             kept_for = call.kept_for or call.run

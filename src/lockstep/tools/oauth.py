@@ -12,6 +12,7 @@ from lockstep.tools.secret_values import value_from
 from lockstep.tools.token_files import TokenFiles
 
 if TYPE_CHECKING:  # an HTTP client takes a tenth of a second to import, and most agents need none
+    from lockstep.tools.oauth_sdk import Memory
     from lockstep.tools.remote import Credentials
 
 
@@ -21,16 +22,19 @@ class StoredTokens:
     def __init__(self, files: TokenFiles, operator: str) -> None:
         self.files = files
         self.operator = operator
+        self._machines: dict[tuple[str, str], Memory] = {}
+        """Tokens of agents with credentials of their own, by server and client."""
 
     async def credentials(self, remote: Remote, principal: str) -> Credentials:
         oauth = remote.oauth or OAuth()
         secret = await client_secret(oauth)
         if oauth.grant == "client_credentials":
             try:
-                from lockstep.tools.oauth_sdk import machine  # lazy: the SDK takes a second to import
+                from lockstep.tools.oauth_sdk import Memory, machine  # lazy: the SDK takes a second to import
             except ModuleNotFoundError as error:
                 raise needs_sdk(error) from error
-            return machine(remote, oauth, secret)
+            kept = self._machines.setdefault((remote.url, oauth.client_id or ""), Memory())
+            return machine(remote, oauth, secret, kept)
         from lockstep.tools.token_auth import StoredLogin  # lazy: see above
 
         return StoredLogin(self.files, remote, principal or self.operator, operator=self.operator, secret=secret)

@@ -203,26 +203,8 @@ class _Storage:
         )
 
 
-def machine(remote: Remote, oauth: OAuth, secret: str) -> SdkAuth:
-    """Credentials of the agent itself. `secret`: the client's secret, or its key in PEM."""
-    assert oauth.client_id is not None
-    named: dict[str, Any] = {
-        "server_url": remote.url,
-        "storage": _Memory(),
-        "client_id": oauth.client_id,
-        "scope": " ".join(oauth.scopes) or None,
-        "issuer": oauth.issuer,
-    }
-    if oauth.private_key is None:
-        return SdkAuth(ClientCredentialsOAuthProvider(client_secret=secret, **named), secret)
-    signed = SignedJWTParameters(
-        issuer=oauth.client_id, subject=oauth.client_id, signing_key=secret, signing_algorithm=oauth.key_algorithm
-    )
-    return SdkAuth(PrivateKeyJWTOAuthProvider(assertion_provider=signed.create_assertion_provider(), **named))
-
-
-class _Memory:
-    """Tokens that end with the connection: another is had without anybody."""
+class Memory:
+    """A token for as long as the process lives: another is had without anybody."""
 
     def __init__(self) -> None:
         self._tokens: OAuthToken | None = None
@@ -238,6 +220,24 @@ class _Memory:
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         """The client is the one that was given."""
+
+
+def machine(remote: Remote, oauth: OAuth, secret: str, kept: Memory) -> SdkAuth:
+    """Credentials of the agent itself. `secret`: the client's secret, or its key in PEM."""
+    assert oauth.client_id is not None
+    named: dict[str, Any] = {
+        "server_url": remote.url,
+        "storage": kept,
+        "client_id": oauth.client_id,
+        "scope": " ".join(oauth.scopes) or None,
+        "issuer": oauth.issuer,
+    }
+    if oauth.private_key is None:
+        return SdkAuth(ClientCredentialsOAuthProvider(client_secret=secret, **named), secret)
+    signed = SignedJWTParameters(
+        issuer=oauth.client_id, subject=oauth.client_id, signing_key=secret, signing_algorithm=oauth.key_algorithm
+    )
+    return SdkAuth(PrivateKeyJWTOAuthProvider(assertion_provider=signed.create_assertion_provider(), **named))
 
 
 def _registered(oauth: OAuth, redirect_uri: str, secret: str) -> OAuthClientInformationFull | None:
