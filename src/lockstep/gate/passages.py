@@ -53,7 +53,7 @@ class Passages:
         folded = fold_text(_joined(self._raws))[: 4 * MAX_CHARACTERS]
         words = folded.split()
         different = set(words)
-        self.marks = set(filter(str.isalpha, different))
+        self.marks: set[str] = set(filter(str.isalpha, different))
         """Its words, without what joins them, and its facts."""
         spoken = is_spoken(self.marks)
         forms, telling = {_BREAK: "\n"}, {_BREAK: _NOTHING}

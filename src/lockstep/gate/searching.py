@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ _QUALITY: Mapping[str, int] = {"normalised": 0, "part": 1, "exact": 2}
 MAX_REFS = 4
 USUAL_CHARACTERS = 200
 """Of a value that is worth remembering."""
+_FEW = 4
 _MAX_KEPT = 500
 """Searches of one run."""
 
@@ -177,10 +179,11 @@ class Search:
         """Look at the sources that are new; whether all that was searched is at most `room` characters."""
         if self.looked_at == len(sources.prepared):
             return self.searched <= room
-        numbers = sources.with_any(with_any_year(self.facts)) if self.facts else sources.that_may_have(self.needle)
-        for number in numbers[bisect_left(numbers, self.looked_at) : bisect_left(numbers, len(sources.prepared))]:
+        for number in self._new(sources):
             each = sources.prepared[number]
             if each.ceiling <= self._best and len(self._places) >= MAX_REFS:
+                continue
+            if not self._may_be_in(each.passages.marks):
                 continue
             if self.searched + each.passages.size > room:
                 self.looked_at = number
@@ -193,6 +196,19 @@ class Search:
             self._kept = len(self._places)
             self.found = _best(self._places, sources)
         return self.searched <= room
+
+    def _new(self, sources: Prepared) -> Sequence[int]:
+        """The sources that were not looked at yet; where they are many, without most that it cannot be in."""
+        first, end = self.looked_at, len(sources.prepared)
+        if end - first <= _FEW:
+            return range(first, end)
+        numbers = sources.with_any(with_any_year(self.facts)) if self.facts else sources.that_may_have(self.needle)
+        return numbers[bisect_left(numbers, first) : bisect_left(numbers, end)]
+
+    def _may_be_in(self, marks: AbstractSet[str]) -> bool:
+        if self.facts:
+            return not marks.isdisjoint(with_any_year(self.facts))
+        return self.needle.may_be_in(marks)
 
     def _look_at(self, number: int, each: Searchable) -> None:
         limit = 1 if each.written else MAX_HITS
