@@ -35,7 +35,7 @@ from lockstep.model.port import (
 )
 from lockstep.model.recorded import RecordedModel, from_messages
 from lockstep.runtime.driver import Driver
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import RunId, now_ms
 
 Recover = Callable[[str, Mapping[str, Any]], str | None]
@@ -146,7 +146,13 @@ class _World:
         step, number = call.split(".")
         return self._steps[run][int(step) - 1] + int(number)
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         permit.redeem(call.digest, now_ms())
         place = self.place(call.run, call.id)
         self.attempts[place] = self.attempts.get(place, 0) + 1

@@ -18,7 +18,7 @@ from lockstep.gate.permit import Permit
 from lockstep.sandbox.contract import ProcessEnded
 from lockstep.tools.client import BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import JsonObject, RunId, digest_json, now_ms
 
 SERVER = Path(__file__).with_name("server.py")
@@ -96,7 +96,13 @@ class SuiteTools:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def call(self, call: PermittedCall, permit: Permit, on_overdue: Callable[[], None] | None = None) -> Outcome:
+    async def call(
+        self,
+        call: PermittedCall,
+        permit: Permit,
+        on_overdue: Callable[[], None] | None = None,
+        ask: Ask | None = None,
+    ) -> Outcome:
         permit.redeem(call.digest, now_ms())
         name = call.tool.name
         if digest_json(self._world.definitions[name]) != digest_json(call.tool.definition):

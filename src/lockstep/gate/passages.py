@@ -13,16 +13,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from lockstep.gate.normal import (
-    fold_text,
-    is_loose,
-    is_spoken,
-    number_fact,
-    only_facts,
-    spoken_facts,
-    word_of,
-    words_of,
-)
+from lockstep.gate.needles import Needle
+from lockstep.gate.normal import fold_text, is_spoken, number_fact, spoken_facts, word_of
 from lockstep.gate.speech import gives_orders, orders_in
 from lockstep.values import Json
 
@@ -33,11 +25,8 @@ MAX_DEPTH = 250
 """More than arguments may have."""
 MAX_HITS = 8
 _SHORT = 4
-_IDENTIFIER = 8
-_MAX_FACTUAL = 64
 _NUMBER_BEGINS = re.compile(r"(?<![\w.])")
 _NUMBER_ENDS = re.compile(r"(?!\w|\.\d)")
-_HOST = re.compile(r"[a-z0-9]\.[a-z]{2,}")
 _BREAK = "\0"
 _BETWEEN = f" {_BREAK} "
 """What stands between two passages where all are one text: a word of its own."""
@@ -47,71 +36,6 @@ _ESCAPES = str.maketrans({"~": "~0", "/": "~1"})
 
 Hit = tuple[int, str]
 """A passage that a value stands in, and how: `exact`, `part` or `normalised`."""
-
-
-class Needle:
-    """A value to look for, in the forms it is looked for in."""
-
-    __slots__ = (
-        "facts",
-        "folded",
-        "form",
-        "loose_words",
-        "number",
-        "others",
-        "piece",
-        "pieces",
-        "raw",
-        "squashed",
-        "words",
-    )
-
-    def __init__(self, value: str | int | float, *, piece: bool = False) -> None:
-        self.piece = piece
-        """Whether it is a word or two of a value, which is looked for without case."""
-        self.number = not isinstance(value, str)
-        self.raw = value if isinstance(value, str) else json.dumps(value)
-        self.folded = fold_text(self.raw)
-        words = [word for word in words_of(self.folded) if word.form]
-        self.form = " ".join([word.form for word in words])
-        pieces = [piece for word in words for piece in word.pieces]
-        one_each = len(pieces) == self.form.count(" ") + 1
-        self.words = f" {self.form} "
-        self.loose_words = f" {' '.join(pieces)} " if one_each or is_loose(self.form) else ""
-        """The same without what joins its words, where that may as well be left out."""
-        self.squashed = _identifier(self.form, pieces)
-        if isinstance(value, str):
-            self.facts = only_facts(self.folded) if len(self.folded) <= _MAX_FACTUAL else []
-        else:
-            self.facts = [[number_fact(value)]]
-        self.pieces = frozenset(pieces or [""])
-        """A text that has it as words has all of these."""
-        self.others = frozenset(self._other_marks())
-        """A text that has it in another writing has one of these: what it comes to, the beginning of its groups."""
-
-    def _other_marks(self) -> Iterator[str]:
-        for length in range(1, len(self.squashed) + 1):
-            yield self.squashed[:length]
-        if len(self.facts) == 1:
-            yield from with_any_year(self.facts[0])
-
-    def may_be_in(self, passages: Passages) -> bool:
-        """Whether it is worth looking for it there."""
-        marks = passages.marks
-        return not self.form or self.pieces <= marks or not self.others.isdisjoint(marks)
-
-
-def with_any_year(readings: Sequence[str]) -> list[str]:
-    """These facts, and of each date the one without its year."""
-    return [*readings, *(f"d:-{fact[6:]}" for fact in readings if fact[0] == "d")]
-
-
-def _identifier(form: str, pieces: Sequence[str]) -> str:
-    """The letters and digits of what may be written in groups, such as an account number; else empty."""
-    squashed = "".join(pieces)
-    if not _IDENTIFIER <= len(squashed) <= _MAX_FACTUAL or "@" in form or "://" in form or _HOST.search(form):
-        return ""  # of an address no mark may be left out
-    return squashed if any(character.isdigit() for character in squashed) else ""
 
 
 class Passages:
@@ -129,7 +53,7 @@ class Passages:
         folded = fold_text(_joined(self._raws))[: 4 * MAX_CHARACTERS]
         words = folded.split()
         different = set(words)
-        self.marks = set(filter(str.isalpha, different))
+        self.marks: set[str] = set(filter(str.isalpha, different))
         """Its words, without what joins them, and its facts."""
         spoken = is_spoken(self.marks)
         forms, telling = {_BREAK: "\n"}, {_BREAK: _NOTHING}

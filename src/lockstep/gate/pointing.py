@@ -23,8 +23,10 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 
-from lockstep.gate.passages import Needle, Passages, pointer_and_above, scalars_of
-from lockstep.gate.provenance import NOTHING_KNOWN, RANK, Prepared, Searchable, trace_prepared
+from lockstep.gate.needles import Needle
+from lockstep.gate.passages import Passages, pointer_and_above, scalars_of
+from lockstep.gate.provenance import NOTHING_KNOWN, trace_prepared
+from lockstep.gate.searching import RANK, Prepared, Searchable
 from lockstep.gate.speech import gives_orders
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
@@ -134,7 +136,7 @@ class Pointing:
         return any(
             passages.find(needle, 1) and not self._is_users(needle)
             for needle in self._private
-            if needle.may_be_in(passages)
+            if needle.may_be_in(passages.marks)
         )
 
     def is_recorded(self, value: Json) -> bool:
@@ -169,7 +171,7 @@ class Pointing:
 
     def _is_users(self, needle: Needle) -> bool:
         users = (source.passages for source in self.sources if source.source.kind == "user")
-        return any(passages.find(needle, 1) for passages in users if needle.may_be_in(passages))
+        return any(passages.find(needle, 1) for passages in users if needle.may_be_in(passages.marks))
 
     def _place(self, ref: str) -> _Place | None:
         name, _, pointer = ref.partition("#")

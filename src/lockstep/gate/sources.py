@@ -13,7 +13,8 @@ from itertools import chain
 from lockstep.agent.locked import LockedAgent
 from lockstep.gate.passages import Passages, pointer_and_above
 from lockstep.gate.pointing import Pointing
-from lockstep.gate.provenance import RANK, Known, Prepared, Source, known_of, trace_prepared
+from lockstep.gate.provenance import Known, known_of, trace_prepared
+from lockstep.gate.searching import RANK, Prepared, Source
 from lockstep.journal.events import Origin
 from lockstep.kernel.state import State
 from lockstep.model.port import AssistantMessage, Message, ToolMessage, UserMessage

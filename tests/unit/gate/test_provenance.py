@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lockstep.gate.passages import MAX_CHARACTERS
-from lockstep.gate.provenance import MAX_SCALARS, Source, known_of, trace
+from lockstep.gate.provenance import MAX_SCALARS, known_of, trace
+from lockstep.gate.searching import Source
 from lockstep.journal.events import Origin
 
 

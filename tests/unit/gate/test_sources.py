@@ -11,6 +11,7 @@ import pytest
 from inprocess import ALLOW_ALL, gate_of, locked_agent, locked_tool, started
 
 from lockstep.agent.locked import LockedAgent, LockedTool
+from lockstep.gate import provenance as origins_of
 from lockstep.gate.sources import MAX_NAME, MAX_ORIGINS, Provenance, Tracing
 from lockstep.journal import events as ev
 from lockstep.journal.codec import decode, encode
@@ -135,8 +136,10 @@ def test_what_is_kept_changes_nothing() -> None:
     assert (before.origins[0].trust, after.origins[0].trust) == ("none", "untrusted")
 
 
-def test_a_search_that_goes_on_finds_what_one_from_the_start_does() -> None:
+@pytest.mark.parametrize("room", [origins_of.MAX_SEARCHED, 900], ids=["enough", "too-little"])
+def test_a_search_that_goes_on_finds_what_one_from_the_start_does(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """Of values that every call asks for: echoed by tools, in fields, in more places than are kept."""
+    monkeypatch.setattr(origins_of, "MAX_SEARCHED", room)
     agent = agent_of()
     state, kept = run_of(agent), Tracing(agent)
     arguments = {"to": "FR99-0001", "amount": 1250.5, "cc": ["ACME-4411", "by 3 May at 9 am", "the blue house"]}
@@ -148,13 +151,17 @@ def test_a_search_that_goes_on_finds_what_one_from_the_start_does() -> None:
         *[("web", {"q": f"FR99-0001 {n}"}, {"FR99-0001": 1250.5, "house": "the BLUE house"}) for n in range(6)],
     ]
     for step, (tool, asked, result) in enumerate(results, start=1):
-        found = kept.of_call(state, "pay", arguments)
-        assert found == Tracing(agent).of_call(state, "pay", arguments), step
+        now = arguments if step % 3 else {"cc": arguments["cc"]}
+        found = kept.of_call(state, "pay", now)
+        assert found == Tracing(agent).of_call(state, "pay", now), step
         call = ev.Asked(id=f"{step}.0", provider_id="p", name=tool, arguments=json.dumps(asked))
         state = apply(state, ev.ModelReplied(step=step, calls=(call,)), 1)
         state = apply(state, ev.CallJudged(call=call.id, verdict="allow", effect="read"), 1)
         text = result if isinstance(result, str) else json.dumps(result)
         state = apply(state, ev.EffectSettled(call=call.id, outcome="ok", text=text), 1)
+    if room < 4000:
+        assert found.origins[-1].how == "none"
+        return
     assert [(each.how, each.trust) for each in found.origins] == [
         ("exact", "trusted"),
         ("exact", "trusted"),
