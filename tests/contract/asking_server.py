@@ -14,6 +14,7 @@ import anyio
 from mcp import types
 from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
+from mcp.shared.exceptions import UrlElicitationRequiredError
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -22,12 +23,21 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+VISITS: list[Any] = []
+
+
 async def list_tools(ctx: Any, params: Any) -> types.ListToolsResult:
-    names = ("book", "wander")
+    names = ("book", "wander", "enter")
     return types.ListToolsResult(tools=[types.Tool(name=each, input_schema={"type": "object"}) for each in names])
 
 
 async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> Any:
+    if params.name == "enter":
+        VISITS.append(params)
+        if len(VISITS) == 1:
+            page = types.ElicitRequestURLParams(message="Log in.", url="https://in.example/", elicitation_id="e1")
+            raise UrlElicitationRequiredError([page])
+        return told("entered", params.input_responses)
     if ctx.protocol_version < "2026-07-28":
         related = ctx.request_id if params.name == "book" else None  # None: over the stream that is nobody's answer
         said = await ctx.session.elicit_form("Who flies?", SCHEMA, related)

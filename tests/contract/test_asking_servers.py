@@ -64,12 +64,14 @@ def with_server(work: Callable[[Any], Coroutine[Any, Any, None]], wall_s: float 
     asyncio.run(bounded())
 
 
-async def booking(process: Any, protocol: str, *, asks: tuple[str, ...] = ("elicitation",)) -> PermittedCall:
+async def booking(
+    process: Any, protocol: str, *, asks: tuple[str, ...] = ("elicitation",), name: str = "book"
+) -> PermittedCall:
     client = McpClient(process)
     await client.resume(protocol)
-    definition = (await client.list_tools()).tools[0]
+    (definition,) = [each for each in (await client.list_tools()).tools if each["name"] == name]
     tool = LockedTool(
-        name="book",
+        name=name,
         definition=definition,
         pin=pin(definition, "mcp:x", {}, {}),
         effect=Effect.ONCE,
@@ -127,6 +129,32 @@ def test_a_legacy_server_is_answered_while_it_holds_its_call_open() -> None:
 
         outcome = await said(process, await booking(process, LEGACY[0]), ask)
         assert json.loads(outcome.text) == ["accept", YES["content"]]
+
+    with_server(work)
+
+
+@pytest.mark.parametrize("action", ["accept", "decline"])
+def test_a_legacy_server_that_wants_a_page_visited_is_called_again_when_it_was(action: str) -> None:
+    async def work(process: Any) -> None:
+        call = await booking(process, LEGACY[0], name="enter")
+        outcome = await said(process, call)
+        assert outcome.asked is not None
+        (request,) = outcome.asked.requests
+        assert (request.kind, request.url, request.refused) == ("url", "https://in.example/", "")
+        again = replace(call, round=Round(number=1, responses={request.key: {"action": action}}, state=None))
+        outcome = await said(process, again)
+        if action == "accept":
+            assert json.loads(outcome.text) == ["entered", None]
+        else:
+            assert (outcome.kind, "that was declined" in outcome.text) == ("tool_error", True)
+
+    with_server(work)
+
+
+def test_one_that_may_not_ask_for_that_has_failed() -> None:
+    async def work(process: Any) -> None:
+        outcome = await said(process, await booking(process, LEGACY[0], asks=(), name="enter"))
+        assert (outcome.kind, outcome.asked) == ("tool_error", None)
 
     with_server(work)
 

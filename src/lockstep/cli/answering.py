@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lockstep.agent.locked import LockedAgent
 from lockstep.cli.asking import print_question, question_as_json
 from lockstep.cli.inputs import AtTheTerminal, ask_input, input_as_json, print_input, said
 from lockstep.cli.report import FINISHED, unreadable_as_json, waiting_as_json
@@ -162,9 +163,9 @@ async def _opened_soon(store: Path | None) -> AsyncIterator[Journal]:
         await journal.close()
 
 
-def attendant(out: Console, *, asks: bool) -> Attendant | None:
+def attendant(out: Console, agent: LockedAgent, *, asks: bool) -> Attendant | None:
     """The person at the terminal, if there is one and they may be asked."""
-    return AtTheTerminal(out) if asks and is_interactive() else None
+    return AtTheTerminal(out, agent) if asks and is_interactive() else None
 
 
 async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state: State, json: bool) -> State:

@@ -115,7 +115,7 @@ async def run(asked: RunRequest) -> int:
                 standing=where.standing(),
                 watcher=live,
                 model=model,
-                attendant=answering.attendant(out, asks=live is not None),
+                attendant=answering.attendant(out, agent, asks=live is not None),
             )
             started = RunStarted(
                 agent=prepared.lock.agent,
@@ -314,7 +314,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
                 standing=where.standing(),
                 watcher=live,
                 model=model,
-                attendant=answering.attendant(out, asks=live is not None),
+                attendant=answering.attendant(out, agent, asks=live is not None),
             )
             state = await driver.resume(run_id, by=by or user())
             state = await answering.ask_in_terminal(out, driver, journal, state, json)

@@ -12,12 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
+from lockstep.agent.locked import LockedAgent
 from lockstep.cli.asking import expires
 from lockstep.cli.terminal import account, one_line, plain, read_line, user
 from lockstep.errors import InputError
 from lockstep.kernel.decide import MAX_ROUNDS
 from lockstep.kernel.state import CallState, State
-from lockstep.runtime.inputs import InputQuestion, Said, all_say, filled
+from lockstep.runtime.inputs import InputQuestion, Said, all_say, filled, live_question
 from lockstep.tools.forms import BadValue, Field, Form
 from lockstep.tools.inputs import Asked, Request
 from lockstep.values import JsonObject
@@ -35,8 +36,7 @@ def print_input(out: Console, asked: InputQuestion) -> None:
     for request in asked.asked.requests:
         _print_request(out, request, named=len(asked.asked.requests) > 1)
     out.print("  answered  the values go to that server and into the record; no model sees them")
-    if asked.expires_at_ms:
-        out.print(f"  expires   {expires(asked.expires_at_ms)}")
+    out.print(f"  expires   {expires(asked.expires_at_ms)}")
 
 
 def _print_request(out: Console, request: Request, *, named: bool) -> None:
@@ -122,9 +122,9 @@ def _by_name(fields: Sequence[str]) -> Mapping[str, Sequence[str]]:
     return given
 
 
-async def ask_input(out: Console, asked: Asked) -> JsonObject | bool | None:
+async def ask_input(out: Console, asked: Asked, otherwise: str = "leaves it waiting") -> JsonObject | bool | None:
     """What the person at the terminal answers: by key; None ends the call; False leaves it waiting."""
-    typed = await read_line(out, "  answer? \\[y]es, \\[d]ecline, \\[c]ancel, anything else leaves it waiting: ")
+    typed = await read_line(out, f"  answer? \\[y]es, \\[d]ecline, \\[c]ancel, anything else {otherwise}: ")
     word = (typed or "").lower()
     if word in ("d", "decline", "n", "no"):
         return all_say(asked, "decline")
@@ -144,14 +144,14 @@ async def ask_input(out: Console, asked: Asked) -> JsonObject | bool | None:
     except InputError as problem:
         out.print(f"  [red]{plain(problem.message)}[/]")
         return False
-    sent = await read_line(out, "  send this? \\[y]es, anything else leaves it waiting: ")
+    sent = await read_line(out, f"  send this? \\[y]es, anything else {otherwise}: ")
     return answers if (sent or "").lower() in ("y", "yes") else False
 
 
 async def _typed(out: Console, field: Field) -> str | None:
     """What was typed for this field, until it takes it; empty for nothing, None when the terminal was closed."""
     while True:
-        typed = await read_line(out, f"  {plain(field.name)} ({plain(field.takes)}): ")
+        typed = await read_line(out, f"  {one_line(field.name)} ({one_line(field.takes, _SHOWN_CHARS)}): ")
         if typed is None:
             return None
         try:
@@ -167,26 +167,15 @@ class AtTheTerminal:
 
     offers = frozenset({"elicitation"})
 
-    def __init__(self, out: Console) -> None:
+    def __init__(self, out: Console, agent: LockedAgent) -> None:
         self._out = out
+        self._agent = agent
         self.by = user()
         self.login = account()
 
     async def answer(self, state: State, call: CallState, asked: Asked) -> JsonObject | None:
-        shown = InputQuestion(
-            run=state.run,
-            call=call.id,
-            agent=state.agent,
-            principal=state.principal,
-            input="now",
-            tool=call.name,
-            server="its server waits for the answer",
-            arguments=call.arguments,
-            round=1,
-            asked=asked,
-            expires_at_ms=0,
-        )
+        shown = live_question(state, call, asked, self._agent.tools.get(call.name))
         self._out.print()
         print_input(self._out, shown)
-        answers = await ask_input(self._out, asked)
+        answers = await ask_input(self._out, asked, "is a cancel")
         return answers if isinstance(answers, dict) else None

@@ -31,6 +31,7 @@ from lockstep.model.port import AskedCall, Model, Settings
 from lockstep.runtime.elsewhere import Elsewhere
 from lockstep.runtime.following import BrokenOff, Follower, acts
 from lockstep.runtime.inputs import ask_live, round_asked
+from lockstep.runtime.keeping import Keeping
 from lockstep.runtime.live import Attendant, Live, Silent, Watcher
 from lockstep.runtime.outcomes import (
     answer_of_probe,
@@ -84,6 +85,7 @@ class Driver:
         self._sleep = sleep
         self._stops = StopWatch(journal, agent.name)
         self._elsewhere = Elsewhere(journal)
+        self._keeping = Keeping(tools.end)
         self._definitions = definitions(agent)
         self._opening = opening(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
@@ -228,6 +230,7 @@ class Driver:
         return await read_history(self._journal, session, previous, before=before, receipts=self._keeps_receipts)
 
     async def _drive(self, live: Live) -> State:
+        self._keeping.goes_on(live.state.run)
         try:
             async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
@@ -244,12 +247,17 @@ class Driver:
             await live.flush()
         finally:
             self._spending.rests(live.state)
-            waits_for_input = (
-                live.state.suspended_for == "input"
-            )  # its server may know its own state only while it lives
-            if not live.state.client and not waits_for_input:  # what serves a client's session goes on serving it
-                await self._tools.end(live.state.run)
+            await self._rests(live.state)
         return live.state
+
+    async def _rests(self, state: State) -> None:
+        """Nobody drives the run now. What serves a client's session goes on serving it."""
+        if state.client:
+            return
+        if state.suspended_for == "input":
+            await self._keeping.keep(state.run)
+        else:
+            await self._tools.end(state.run)
 
     def _informed(self, live: Live) -> State:
         """The state as a decision needs it: with what the other runs under shared limits have used by now."""

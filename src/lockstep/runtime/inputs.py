@@ -78,6 +78,23 @@ def input_question(state: State, call: CallState, tool: LockedTool | None) -> In
     )
 
 
+def live_question(state: State, call: CallState, asked: Asked, tool: LockedTool | None) -> InputQuestion:
+    """The question that the server of this call holds it open for."""
+    return InputQuestion(
+        run=state.run,
+        call=call.id,
+        agent=state.agent,
+        principal=state.principal,
+        input=call.live,
+        tool=call.name,
+        server=server_of(tool),
+        arguments=call.arguments,
+        round=1,
+        asked=asked,
+        expires_at_ms=now_ms() + int(ATTEND_S * 1000),
+    )
+
+
 def server_of(tool: LockedTool | None) -> str:
     """Who asks: the command or address of the tool's server, as the lock has it."""
     return tool.source.partition(":")[2] if tool else "a server that is not in the lock"
@@ -120,9 +137,13 @@ def ask_live(live: Live, item: PermittedCall) -> Ask | None:
         nonlocal left
         left -= 1
         async with live.asking:
-            call = live.state.call(item.id)
             event = ev.InputAsked(
-                call=item.id, input=new_token("q"), asked=asked.text, digest=asked.digest, expires_at_ms=0, live=True
+                call=item.id,
+                input=new_token("q"),
+                asked=asked.text,
+                digest=asked.digest,
+                expires_at_ms=now_ms() + int(ATTEND_S * 1000),
+                live=True,
             )
             live.record(event)
             await live.flush()
@@ -131,7 +152,7 @@ def ask_live(live: Live, item: PermittedCall) -> Ask | None:
                 why = f"it asked for input more than {MAX_ROUNDS} times"
             said = None
             if not why and live.attendant is not None:
-                said = await _attended(live.attendant, live.state, call, asked)
+                said = await _attended(live.attendant, live.state, live.state.call(item.id), asked)
             if said is not None and live.attendant is not None:
                 given = _given(event, said, by=live.attendant.by, login=live.attendant.login)
             else:

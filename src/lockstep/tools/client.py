@@ -191,7 +191,7 @@ class McpClient:
         more: dict[str, Any] = {}
         if round is not None:
             self._next_id = max(self._next_id, round.number * _IDS_OF_A_ROUND)
-            if round.responses:
+            if round.responses and self.protocol == MODERN:
                 more["inputResponses"] = round.responses
             if round.state is not None:
                 more["requestState"] = round.state

@@ -6,6 +6,7 @@ Nothing it says is trusted: a failure inside it is evidence only together with w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
 from lockstep.tools.client import CALL, LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
 from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
-from lockstep.tools.inputs import Asked, BadQuestion, read_result
+from lockstep.tools.inputs import Asked, BadQuestion, read_pages, read_result
 from lockstep.tools.offering import live
 from lockstep.tools.port import Ask, Notice, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
@@ -32,6 +33,8 @@ _UNCLEAR_STATUS = frozenset({408, 425, 429, 499})
 _NOT_CARRIED_OUT = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
 """Errors by which the protocol says that a request was not carried out: unreadable, unknown, invalid, refused."""
 
+_PAGES_FIRST = -32042
+"""The error of the legacy revision 2025-11-25 that pages must be visited before the call is made again."""
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
 _MAX_NOTICE_BYTES = 16 * 2**10
@@ -124,6 +127,8 @@ async def converse(
     try:
         ready.client.ask = clock.outside(ask) if ask is not None else None
         ready.client.offers = call.may_ask
+        if (no := _not_visited(ready.client, call)) is not None:
+            return no
         result = await _asked(ready.client, call)
         if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
             return _asking(call.tool, ready.client, result, process)
@@ -132,6 +137,8 @@ async def converse(
             outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
         return _with_declined(outcome, ready.client.declined)
     except (ProcessEnded, ServerError, BadReply) as error:
+        if (pages := _pages(ready.client, error)) is not None:
+            return _waiting(call.tool, pages, process)
         return _with_declined(_failed(call.tool, error, process, sent=True), ready.client.declined)
     finally:
         clock.stop()
@@ -249,14 +256,36 @@ def _hearing(call: PermittedCall) -> Callable[[Notice], None] | None:
 
 
 def _asking(tool: LockedTool, client: McpClient, result: Mapping[str, Any], process: Process) -> Outcome:
-    """A result that requires input: as far as it says, the call has not been carried out yet."""
+    """A result that requires input."""
     try:
-        asked = read_result(result, client.offers)
+        return _waiting(tool, read_result(result, client.offers), process)
     except BadQuestion as problem:
         raise BadReply(str(problem)) from problem
+
+
+def _waiting(tool: LockedTool, asked: Asked, process: Process) -> Outcome:
+    """As far as its server says, the call has not been carried out yet."""
     # Of one elsewhere the only request is the call itself, and of that it says that it is not carried out.
     acted = not tool.remote and may_have_acted(process.egress_log())
     return Outcome(kind="input_required", text=f"{tool.name} asks for input.", asked=asked, acted=acted)
+
+
+def _pages(client: McpClient, error: Exception) -> Asked | None:
+    """The pages that a legacy server wants visited before it is called again, if it may ask for that."""
+    if not isinstance(error, ServerError) or error.code != _PAGES_FIRST or client.protocol == MODERN:
+        return None
+    with contextlib.suppress(BadQuestion):
+        return read_pages(error.data, client.offers) if "elicitation" in client.offers else None
+    return None
+
+
+def _not_visited(client: McpClient, call: PermittedCall) -> Outcome | None:
+    """The end of a call whose legacy server wanted pages visited, and somebody would not: it is not called again."""
+    said: Any = {} if call.round is None or client.protocol == MODERN else call.round.responses
+    if all(each.get("action") == "accept" for each in said.values()):
+        return None
+    text = f"Not carried out: the server of {call.tool.name} wants a page to be visited first, and that was declined."
+    return Outcome(kind="tool_error", text=text)
 
 
 def _outcome(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:

@@ -129,6 +129,19 @@ def read_result(result: Mapping[str, Any], may: Collection[str]) -> Asked:
     return _bounded(asked)
 
 
+def read_pages(data: Any, may: Collection[str]) -> Asked:
+    """What comes with a legacy server's error that pages must be visited first; the call is then made again.
+
+    Raises:
+        BadQuestion: it names none.
+    """
+    pages = data.get("elicitations") if isinstance(data, dict) else None
+    if not isinstance(pages, list) or not 0 < len(pages) <= MAX_REQUESTS:
+        raise BadQuestion(f"it wants pages to be visited and names none, or more than {MAX_REQUESTS}")
+    asked = [{"method": ELICIT, "params": {**page, "mode": "url"}} for page in pages if isinstance(page, dict)]
+    return _bounded(Asked(requests=tuple(_read(f"page {n}", each, may) for n, each in enumerate(asked, start=1))))
+
+
 def read_request(frame: Mapping[str, Any], may: Collection[str]) -> Asked:
     """A request of a legacy server, as a question with one request in it.
 

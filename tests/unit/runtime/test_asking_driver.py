@@ -34,7 +34,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.decide import MAX_ROUNDS
 from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.runtime import inputs
+from lockstep.runtime import inputs, keeping
 from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.inputs import Said, answer_input, waiting_input
@@ -310,6 +310,28 @@ def test_the_sandbox_of_a_run_is_kept_while_its_server_waits_for_an_answer(tmp_p
         assert tools.ended == []
         await answered(journal, driver)
         assert tools.ended == [state.run]
+
+    during(tmp_path, work)
+
+
+def test_few_sandboxes_are_kept_and_not_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(journal: SQLiteJournal) -> None:
+        ended: asyncio.Queue[str] = asyncio.Queue()
+
+        class Told(Functions):
+            async def end(self, kept_for: str) -> None:
+                ended.put_nowait(kept_for)
+
+        model = ListedModel(reply(call("look")))
+        driver = driver_of(journal, model, Told(look=lambda call: asking()), AGENT)
+        runs = [
+            (await driver.advance(await driver.start(started(session=f"s{n}")))).run
+            for n in range(keeping.MAX_KEPT + 1)
+        ]
+        assert ended.get_nowait() == runs[0]
+        monkeypatch.setattr(keeping, "KEPT_S", 0.01)
+        last = await driver.advance(await driver.start(started(session="last")))
+        assert {await ended.get(), await ended.get()} == {runs[1], last.run}
 
     during(tmp_path, work)
 

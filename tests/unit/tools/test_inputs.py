@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from lockstep.tools.inputs import MAX_BYTES, Asked, BadQuestion, parse, read_request, read_result, url_problem
+from lockstep.tools.inputs import (
+    MAX_BYTES,
+    Asked,
+    BadQuestion,
+    parse,
+    read_pages,
+    read_request,
+    read_result,
+    url_problem,
+)
 
 EMPTY = {"type": "object", "properties": {}}
 ALL = ("elicitation", "sampling", "roots")
@@ -88,6 +97,18 @@ def test_a_message_is_as_long_as_a_person_reads() -> None:
 def test_a_legacy_request_is_a_question_with_one_request() -> None:
     said = read_request({"id": 1, **form()}, ALL)
     assert [(each.key, each.kind) for each in said.requests] == [("request", "form")]
+
+
+def test_pages_that_a_legacy_server_wants_visited_are_a_question() -> None:
+    page = {"mode": "url", "message": "Log in.", "url": "https://x.example/", "elicitationId": "e"}
+    said = read_pages({"elicitations": [page, {**page, "url": "http://x.example/"}]}, ALL)
+    assert [(each.key, each.kind, bool(each.refused)) for each in said.requests] == [
+        ("page 1", "url", False),
+        ("page 2", "url", True),
+    ]
+    for wrong in (None, {}, {"elicitations": []}, {"elicitations": [page] * 11}):
+        with pytest.raises(BadQuestion):
+            read_pages(wrong, ALL)
 
 
 @pytest.mark.parametrize(
