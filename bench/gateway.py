@@ -28,6 +28,7 @@ from mcp.server.lowlevel.server import Server
 
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
 from lockstep.agent.spec import LimitsSection, ModelSection
+from lockstep.gate.approvals import Terms
 from lockstep.gate.gate import Gate
 from lockstep.gate.policy import Policies
 from lockstep.gateway.http import Door, build_app
@@ -84,10 +85,17 @@ async def gateway_server(directory: Path, kind: str) -> AsyncIterator[Server[Any
     )
     desk = Desk(driver, journal, template)
     principal = Principal(name="bench")
+    served = Served(
+        desk=desk,
+        journal=journal,
+        version="1",
+        description="",
+        who=lambda ctx: principal,
+        terms_now=lambda started: Terms.of(agent),
+        asks=False,
+    )
     try:
-        yield build_server(
-            Served(desk=desk, journal=journal, version="1", description="", who=lambda ctx: principal, asks=False)
-        )
+        yield build_server(served)
     finally:
         await desk.close(5)
         await journal.close()
