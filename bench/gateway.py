@@ -1,9 +1,10 @@
 """Measure what the gateway adds to a call: the SDK's client on the SDK's server, and on the gateway over the same tool.
 
-`python bench/gateway.py [--calls N] [--clients N] [--flat N]` prints each figure beside its target and exits 1 when one
-is missed. Both servers are processes of their own, side by side in one sitting, calls taken in turns. The tool is a
-function in the serving process, so what is compared is protocol, gate and journal; a sandbox comes on top and is
-measured by `bench/sandboxes.py`.
+`python bench/gateway.py [--calls N] [--clients N] [--flat N] [--no-peer]` prints each figure beside its target and
+exits 1 when one is missed. All servers are processes of their own, side by side in one sitting, calls taken in turns;
+FastMCP's proxy, which has neither gate nor journal, is one of them where it can be installed. The tool is a function in
+the serving process, so what is compared is protocol, gate and journal; a sandbox comes on top and is measured by
+`bench/sandboxes.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from contenders import BENCH, Contender, Failure, environment_of, prepare_python
 from mcp import Client, StdioServerParameters, types
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.lowlevel.server import Server
 
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
 from lockstep.agent.spec import LimitsSection, ModelSection
+from lockstep.gate.approvals import Terms
 from lockstep.gate.gate import Gate
 from lockstep.gate.policy import Policies
 from lockstep.gateway.http import Door, build_app
@@ -48,6 +51,7 @@ MOST_GROWTH_MIB = 32.0
 ERA = "2026-07-28"
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 KINDS = ("direct", "normal", "full")
+PEER = Contender(name="fastmcp", command=("peers/fastmcp_proxy.py",), requirements="peers/requirements-fastmcp.txt")
 
 
 def echo(text: str) -> str:
@@ -84,10 +88,17 @@ async def gateway_server(directory: Path, kind: str) -> AsyncIterator[Server[Any
     )
     desk = Desk(driver, journal, template)
     principal = Principal(name="bench")
+    served = Served(
+        desk=desk,
+        journal=journal,
+        version="1",
+        description="",
+        who=lambda ctx: principal,
+        terms_now=lambda started: Terms.of(agent),
+        asks=False,
+    )
     try:
-        yield build_server(
-            Served(desk=desk, journal=journal, version="1", description="", who=lambda ctx: principal, asks=False)
-        )
+        yield build_server(served)
     finally:
         await desk.close(5)
         await journal.close()
@@ -152,12 +163,20 @@ async def serve(kind: str, directory: Path, fd: int | None) -> None:
 # The asking side.
 
 
+def served_by(kind: str, directory: Path, peer: Path | None) -> tuple[list[str], dict[str, str]]:
+    """The command that serves this kind, and its environment."""
+    if kind == PEER.name:
+        return [str(peer), str(BENCH / PEER.command[0])], environment_of(PEER)
+    return [sys.executable, __file__, "--serve", kind, str(directory)], dict(os.environ)
+
+
 @asynccontextmanager
-async def http_process(kind: str, directory: Path) -> AsyncIterator[tuple[str, int]]:
+async def http_process(kind: str, directory: Path, peer: Path | None = None) -> AsyncIterator[tuple[str, int]]:
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     os.set_inheritable(listening.fileno(), True)
-    arguments = (__file__, "--serve", kind, str(directory), "--fd", str(listening.fileno()))
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, pass_fds=[listening.fileno()])
+    command, env = served_by(kind, directory, peer)
+    fd = listening.fileno()
+    process = await asyncio.create_subprocess_exec(*command, "--fd", str(fd), pass_fds=[fd], env=env)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/mcp", process.pid
     finally:
@@ -166,9 +185,9 @@ async def http_process(kind: str, directory: Path) -> AsyncIterator[tuple[str, i
         listening.close()
 
 
-def over_stdio(kind: str, directory: Path) -> Client:
-    arguments = [__file__, "--serve", kind, str(directory)]
-    return Client(StdioServerParameters(command=sys.executable, args=arguments, env=dict(os.environ)), mode=ERA)
+def over_stdio(kind: str, directory: Path, peer: Path | None) -> Client:
+    (program, *arguments), env = served_by(kind, directory, peer)
+    return Client(StdioServerParameters(command=program, args=arguments, env=env), mode=ERA)
 
 
 def over_http(url: str) -> Client:
@@ -194,14 +213,17 @@ async def in_turns(clients: dict[str, Client], calls: int) -> dict[str, list[flo
     return taken
 
 
-async def measure(scratch: Path, calls: int) -> dict[str, dict[str, list[float]]]:
+async def measure(scratch: Path, calls: int, peer: Path | None) -> dict[str, dict[str, list[float]]]:
+    kinds = (*KINDS, PEER.name) if peer else KINDS
     async with AsyncExitStack() as stack:
-        pipes = {kind: await stack.enter_async_context(over_stdio(kind, scratch / f"pipe-{kind}")) for kind in KINDS}
+        pipes = {}
+        for kind in kinds:
+            pipes[kind] = await stack.enter_async_context(over_stdio(kind, scratch / f"pipe-{kind}", peer))
         piped = await in_turns(pipes, calls)
     async with AsyncExitStack() as stack:
         web = {}
-        for kind in KINDS:
-            url, _ = await stack.enter_async_context(http_process(kind, scratch / f"web-{kind}"))
+        for kind in kinds:
+            url, _ = await stack.enter_async_context(http_process(kind, scratch / f"web-{kind}", peer))
             web[kind] = await stack.enter_async_context(over_http(url))
         return {"stdio": piped, "http": await in_turns(web, calls)}
 
@@ -237,7 +259,20 @@ async def growth(url: str, pid: int, calls: int) -> float:
         return resident_mib(pid) - before
 
 
-async def main(calls: int, clients: int, flat: int) -> int:
+def fsync_ms(scratch: Path) -> float:
+    """What making a record durable takes on this disk now: twice that is in every call with the journal in FULL."""
+    taken = []
+    with (scratch / "fsync").open("wb") as file:
+        for _ in range(50):
+            file.write(b"x" * 4096)
+            file.flush()
+            before = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append((time.perf_counter() - before) * 1000)
+    return median(taken)
+
+
+async def main(calls: int, clients: int, flat: int, peer: Path | None) -> int:
     missed = 0
 
     def judge(what: str, value: float, most: float, unit: str) -> None:
@@ -246,7 +281,8 @@ async def main(calls: int, clients: int, flat: int) -> int:
         print(f"{'ok  ' if value <= most else 'MISS'} {what:58} {value:8.2f} {unit}  at most {most:g}")
 
     with tempfile.TemporaryDirectory() as scratch:
-        figures = await measure(Path(scratch), calls)
+        figures = await measure(Path(scratch), calls, peer)
+        print(f"     one fdatasync on this disk, p50 {fsync_ms(Path(scratch)):.2f} ms")
         for face, taken in figures.items():
             for kind, each in taken.items():
                 print(f"     {face:5} {kind:7} p50 {median(each):6.2f} ms   p99 {quantiles(each, n=100)[98]:7.2f} ms")
@@ -266,10 +302,15 @@ if __name__ == "__main__":
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--flat", type=int, default=20_000)
+    parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "DIRECTORY"))
     parser.add_argument("--fd", type=int)
     asked = parser.parse_args()
     if asked.serve:
         asyncio.run(serve(asked.serve[0], Path(asked.serve[1]), asked.fd))
     else:
-        sys.exit(asyncio.run(main(asked.calls, asked.clients, asked.flat)))
+        found = Failure("not asked for") if asked.no_peer else prepare_python(PEER)
+        if isinstance(found, Failure):
+            print(f"     without FastMCP's proxy: {found.reason}")
+        peer = None if isinstance(found, Failure) else found
+        sys.exit(asyncio.run(main(asked.calls, asked.clients, asked.flat, peer)))

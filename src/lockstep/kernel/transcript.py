@@ -20,16 +20,23 @@ from lockstep.values import Digest, JsonObject, sha256
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Messages in order, and the digest of them and of everything before them."""
+    """Messages in order, and the digest of them and of everything before them; empty where no prompt is made of them,
+    and stays so."""
 
     messages: tuple[Message, ...]
     digest: bytes
 
     def add(self, *messages: Message) -> Transcript:
         digest = self.digest
+        if not digest:
+            return Transcript((*self.messages, *messages), digest)
         for message in messages:
             digest = hashlib.sha256(digest + _encoded(message)).digest()
         return Transcript((*self.messages, *messages), digest)
+
+
+UNSEEDED = Transcript((), b"")
+"""The opening where no model is asked: nothing is digested."""
 
 
 def opening(agent: LockedAgent, history: Iterable[Message] = ()) -> Transcript:

@@ -25,8 +25,9 @@ from lockstep.journal.port import Journal, RunRow
 from lockstep.journal.stops import require_running
 from lockstep.kernel.apply import NOBODY, apply, barred, fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status, Totals
+from lockstep.kernel.transcript import UNSEEDED
 from lockstep.runtime.outcomes import answered, cancelled
-from lockstep.runtime.reading import UNSEEDED, Unreadable, read_row, read_run, read_state, unfinished
+from lockstep.runtime.reading import Unreadable, read_row, read_run, read_state, unfinished
 from lockstep.values import RunId, now_ms
 
 _LOOKED_BACK = 200

@@ -25,7 +25,7 @@ from lockstep.journal.stops import require_running
 from lockstep.kernel import decide as do
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.kernel.transcript import build_prompt, definitions, opening
+from lockstep.kernel.transcript import UNSEEDED, build_prompt, definitions, opening
 from lockstep.memory.window import window
 from lockstep.model.port import AskedCall, Model, Settings
 from lockstep.runtime.elsewhere import Elsewhere
@@ -169,7 +169,8 @@ class Driver:
             place = await self._room(started, now_ms())
             if place is not None:
                 self._spending.begun(run, place)
-        opened = start(run, self._opening.add(*history.messages), history.receipts, history.emitted)
+        seed = UNSEEDED if asked is not None else self._opening
+        opened = start(run, seed.add(*history.messages), history.receipts, history.emitted)
         live = Live(self._journal, self._watcher, opened, attendant)
         live.follower = follower or live.follower
         live.record(started)

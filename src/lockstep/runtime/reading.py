@@ -10,13 +10,10 @@ from lockstep.journal.events import ENDED, EffectDoubted, Recorded, RunStarted
 from lockstep.journal.port import Journal, RunRow, Verification
 from lockstep.kernel.apply import fold, start, with_emitted
 from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status
-from lockstep.kernel.transcript import Transcript
+from lockstep.kernel.transcript import UNSEEDED
 from lockstep.model.port import Message
 from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.values import Effect, RunId
-
-UNSEEDED = Transcript((), b"")
-"""An opening for readers who do not compare prompt digests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
 from lockstep.kernel.apply import apply, start
+from lockstep.kernel.transcript import UNSEEDED
 from lockstep.model.port import AskedCall, AssistantMessage, Message, Reply, ToolMessage, Usage, UserMessage
 from lockstep.model.recording import Recording, Turn
-from lockstep.runtime.reading import UNSEEDED
 from lockstep.values import RunId, parse_usd
 
 

@@ -47,11 +47,12 @@ from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.kernel.transcript import UNSEEDED
 from lockstep.model.port import AssistantMessage, Message, ToolMessage
 from lockstep.runtime import answers, inputs, live
 from lockstep.runtime import driver as driving
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.reading import UNSEEDED, read_run, read_state, verify_run
+from lockstep.runtime.reading import read_run, read_state, verify_run
 from lockstep.telemetry.tree import build_tree
 from lockstep.telemetry.why import explain
 from lockstep.values import Effect, RunId
