@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from lockstep.gate.normal import fold_text, is_loose, number_fact, only_facts, words_of
@@ -18,15 +18,17 @@ class Needle:
     """A value to look for, in the forms it is looked for in."""
 
     __slots__ = (
+        "begins",
+        "ends",
         "facts",
         "folded",
         "form",
         "loose_words",
         "number",
-        "others",
         "piece",
         "pieces",
         "raw",
+        "said",
         "squashed",
         "words",
     )
@@ -51,18 +53,18 @@ class Needle:
             self.facts = [[number_fact(value)]]
         self.pieces = frozenset(pieces or [""])
         """A text that has it as words has all of these."""
-        self.others = frozenset(self._other_marks())
-        """A text that has it in another writing has one of these: what it comes to, the beginning of its groups."""
-
-    def _other_marks(self) -> Iterator[str]:
-        for length in range(1, len(self.squashed) + 1):
-            yield self.squashed[:length]
-        if len(self.facts) == 1:
-            yield from with_any_year(self.facts[0])
+        self.said = frozenset(with_any_year(self.facts[0]) if len(self.facts) == 1 else ())
+        """A text that says the same has one of these facts."""
+        lengths = range(1, len(self.squashed) + 1)
+        self.begins = frozenset([self.squashed[:length] for length in lengths])
+        self.ends = frozenset([self.squashed[-length:] for length in lengths])
+        """A text that has it in groups has one of each as words: the first group, and the last."""
 
     def may_be_in(self, marks: AbstractSet[str]) -> bool:
         """Whether it is worth looking for it in a text with these words and facts."""
-        return not self.form or self.pieces <= marks or not self.others.isdisjoint(marks)
+        if not self.form or self.pieces <= marks or not self.said.isdisjoint(marks):
+            return True
+        return not self.begins.isdisjoint(marks) and not self.ends.isdisjoint(marks)
 
 
 def with_any_year(readings: Sequence[str]) -> list[str]:

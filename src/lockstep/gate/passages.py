@@ -136,7 +136,7 @@ class Passages:
         """Where it stands, at most `limit` places: as it is, or in another writing of the same."""
         if not needle.form:
             return self._as_it_is(needle.raw)
-        hits = [] if needle.number else self._as_text(needle, limit)
+        hits = self._as_text(needle, limit) if needle.pieces <= self.marks and not needle.number else []
         if not hits and len(needle.facts) == 1:
             hits = [self._fact_hit(needle, passage) for passage in self._with_fact(needle.facts[0])]
         if not hits and needle.squashed:

@@ -131,7 +131,7 @@ class Prepared:
         if not needle.form:
             return range(len(self.prepared))
         rarest = min([self._by_mark.get(piece, ()) for piece in needle.pieces], key=len)
-        others = self.with_any(self._by_mark.keys() & needle.others) if needle.others else ()
+        others = self.with_any(self._by_mark.keys() & (needle.said | needle.begins))
         return sorted({*rarest, *others}) if rarest and others else rarest or others
 
     def with_any(self, marks: Collection[str]) -> Sequence[int]:
