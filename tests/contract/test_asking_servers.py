@@ -19,8 +19,9 @@ import pytest
 from lockstep.agent.locked import LockedTool, pin
 from lockstep.agent.spec import LimitsSection
 from lockstep.gate.rounds import Round
+from lockstep.sandbox.child import kill_child
 from lockstep.sandbox.contract import EgressRecord, Limits
-from lockstep.sandbox.framed import FramedChild, kill_child
+from lockstep.sandbox.framed import FramedChild
 from lockstep.tools.client import LEGACY, MODERN, McpClient
 from lockstep.tools.conversation import converse, greet
 from lockstep.tools.inputs import Asked

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.cgroup import Cgroup
+from lockstep.sandbox.child import kill_child, start_child
 from lockstep.sandbox.contract import Limits, SandboxSpec
-from lockstep.sandbox.framed import FramedChild, kill_child
+from lockstep.sandbox.framed import FramedChild
 from lockstep.sandbox.guest import launch
 from lockstep.sandbox.guest.filter import program
 from lockstep.sandbox.gvisor_spec import EGRESS_SOCKET, ETC, SYSTEM, USER, environment, rlimits
@@ -130,7 +131,7 @@ async def spawn(
         command = [bwrap, "--args", str(options), "--seccomp", str(rules), "--"]
         command += [*interpreter()[0], "-c", _LAUNCHER, json.dumps(plan), remains.directory]
         try:
-            child = await asyncio.create_subprocess_exec(
+            child = await start_child(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.child import start_child
 from lockstep.sandbox.firecracker_api import (
     Action,
     BootSource,
@@ -175,7 +176,7 @@ async def _version(binary: str) -> str:
     """`1.16.1`, from "Firecracker v1.16.1" or "Jailer v1.16.1"."""
     pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     try:
-        child = await asyncio.create_subprocess_exec(binary, "--version", stdin=none, stdout=pipe, stderr=none, env={})
+        child = await start_child(binary, "--version", stdin=none, stdout=pipe, stderr=none, env={})
         out, _ = await asyncio.wait_for(child.communicate(), VERSION_S)
         return out.decode().split()[1].removeprefix("v")
     except (OSError, TimeoutError, UnicodeDecodeError, IndexError) as error:

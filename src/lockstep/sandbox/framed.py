@@ -6,9 +6,6 @@ Knows nothing of how the child is isolated; backends build on it. All it reads i
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,13 +35,6 @@ class Child(Protocol):
     @property
     def returncode(self) -> int | None: ...
     async def wait(self) -> int: ...
-
-
-def kill_child(child: asyncio.subprocess.Process) -> None:
-    """SIGKILL, and leave the reaping to asyncio: `Process.kill` would take the exit code of one that has ended."""
-    if child.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
 
 
 class FramedChild:

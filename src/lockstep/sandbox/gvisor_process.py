@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.child import kill_child, start_child
 from lockstep.sandbox.contract import SandboxSpec
-from lockstep.sandbox.framed import FramedChild, kill_child
+from lockstep.sandbox.framed import FramedChild
 from lockstep.sandbox.gvisor_spec import OVERHEAD_BYTES, write_bundle
 from lockstep.sandbox.leftovers import Remains
 from lockstep.sandbox.runsc import RUNSC_ENV, Runsc
@@ -132,7 +133,7 @@ async def spawn(
     if setpriv is not None:
         command = [setpriv, "--pdeathsig", "KILL", "--", *command]
     try:
-        child = await asyncio.create_subprocess_exec(
+        child = await start_child(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -14,7 +14,7 @@ import sys
 
 from lockstep.errors import SandboxUnavailable
 from lockstep.sandbox.cache import cache_directory
-from lockstep.sandbox.framed import kill_child
+from lockstep.sandbox.child import kill_child, start_child
 from lockstep.sandbox.proven import Proven
 
 _DEVICE = "/dev/kvm"
@@ -67,9 +67,7 @@ async def runs_guests() -> None:
 
 async def _run_one() -> None:
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    probe = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-c", _PROBE, stdin=quiet, stdout=pipe, stderr=pipe
-    )
+    probe = await start_child(sys.executable, "-I", "-S", "-c", _PROBE, stdin=quiet, stdout=pipe, stderr=pipe)
     try:
         said, trouble = await asyncio.wait_for(probe.communicate(), _PATIENCE_S)
     except TimeoutError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import SandboxUnavailable
+from lockstep.sandbox.child import start_child
 from lockstep.sandbox.runsc_fetch import kept
 
 INSTALL = "Install it with `apt-get install runsc` (Debian 12 or newer), or name a binary in LOCKSTEP_RUNSC."
@@ -101,7 +102,7 @@ async def ways(path: str) -> list[Runsc]:
 
 async def _answer(path: str, *arguments: str) -> str:
     try:
-        child = await asyncio.create_subprocess_exec(
+        child = await start_child(
             path,
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,

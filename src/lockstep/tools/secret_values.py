@@ -17,6 +17,7 @@ from pathlib import Path
 from lockstep.agent.load import read_file
 from lockstep.agent.spec import SecretSection
 from lockstep.errors import ConfigError
+from lockstep.sandbox.child import start_child
 from lockstep.sandbox.secrets import MIN_VALUE_CHARACTERS
 
 COMMAND_S = 10.0
@@ -88,7 +89,7 @@ def _read(path: str) -> bytes:
 async def _output(argv: list[str], env: Mapping[str, str]) -> bytes:
     """What a command prints; it and what it started are ended after `COMMAND_S`."""
     quiet = asyncio.subprocess.DEVNULL
-    child = await asyncio.create_subprocess_exec(
+    child = await start_child(
         *argv, stdin=quiet, stdout=asyncio.subprocess.PIPE, stderr=quiet, env=dict(env), start_new_session=True
     )
     assert child.stdout is not None
