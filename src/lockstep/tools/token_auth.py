@@ -111,7 +111,10 @@ class StoredLogin(httpx2.Auth):
             headers["Authorization"] = f"Basic {base64.b64encode(named.encode()).decode()}"
         elif client.get("token_endpoint_auth_method") == "client_secret_post":
             data["client_secret"] = client["client_secret"]
-        return httpx2.Request("POST", kept.token_endpoint, data=data, headers=headers)
+        try:
+            return httpx2.Request("POST", kept.token_endpoint, data=data, headers=headers)
+        except httpx2.InvalidURL as error:
+            raise Unauthorized(502, f"the token endpoint that its login left is none: {error}") from error
 
     def _take(self, response: httpx2.Response) -> None:
         """The new token; the old one is gone where the authorization server does not renew it."""
@@ -123,7 +126,7 @@ class StoredLogin(httpx2.Auth):
         if response.status_code == 200:
             try:
                 given = msgspec.json.decode(response.content, type=_Given)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 raise Unauthorized(502, "its authorization server answered with no token") from None
             token = Token(
                 access_token=given.access_token,
