@@ -7,6 +7,7 @@ that requires input), bound to the one call they are about; else the call waits,
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -221,7 +222,8 @@ class _Face:
                 break  # the run waits, and whoever looks sees what it waits for
             because = "" if responses is not None else "the client has no answer"
             said = Said(responses=responses, by=caller.principal, because=because, login=f"asked by {caller.client}")
-            state = await answer_input(self._served.journal, waits.input, said)
+            with contextlib.suppress(InputError):  # somebody else was faster, or it has expired: it goes on with that
+                await answer_input(self._served.journal, waits.input, said)
             state = await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
         return state
 
