@@ -441,6 +441,7 @@ class RemoteProcess:
 
     async def _finish(self) -> None:
         await self.seal()
+        await self._break_off()  # once more, for a seal that was cancelled before it had
         self.alive = False
         if self._session:
             with contextlib.suppress(Exception):  # a server forgets sessions by itself
