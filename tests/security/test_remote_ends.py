@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
-from remote_peer import LEGACY, Asked, Peer, Say, head, remote_tool, serving
+from remote_peer import LEGACY, Asked, Peer, Say, calling, head, remote_tool, serving
 
 from lockstep.gate.permit import PermitMint
 from lockstep.tools.client import McpClient
+from lockstep.tools.port import Outcome
 from lockstep.tools.remote import Line, RemoteProcess
 from lockstep.tools.remote_http import Reach, RemoteHttp
 from lockstep.tools.remote_servers import named_hosts, remote_spec
 from lockstep.values import digest_json, now_ms
 
 EVENTS = "text/event-stream"
+
+
+@pytest.mark.parametrize("host", ["127.1", "\u00e9.example"])
+def test_an_address_that_no_rule_can_name_is_a_sentence(tmp_path: Path, host: str) -> None:
+    async def go() -> Outcome:
+        async with calling(tmp_path) as caller:
+            return await caller.call(remote_tool(80, host=host))
+
+    outcome = asyncio.run(go())
+    assert (outcome.kind, outcome.unknown) == ("sandbox_unavailable", False)
+    assert "cannot be reached: " in outcome.text
+    assert "Correct its `url`" in outcome.detail
 
 
 def test_a_request_ends_with_its_line_also_where_sealing_it_was_broken_off() -> None:
