@@ -109,7 +109,10 @@ def test_a_token_that_is_over_is_renewed_without_anybody(tmp_path: Path) -> None
 
 
 def test_a_token_that_is_taken_back_is_renewed_once(tmp_path: Path) -> None:
-    peer = Identity()
+    async def tells(asked: Asked, say: Say) -> None:
+        await say(answer(asked, {"content": [{"type": "text", "text": "it was token-number-1"}]}))
+
+    peer = Identity(called=tells)
 
     async def go() -> Outcome:
         async with serving(peer), desk(tmp_path) as at:
@@ -118,7 +121,8 @@ def test_a_token_that_is_taken_back_is_renewed_once(tmp_path: Path) -> None:
             peer.granted["somebody-elses"] = ""
             return await at.call(tool_of(peer))
 
-    assert asyncio.run(go()).kind == "ok"
+    outcome = asyncio.run(go())
+    assert (outcome.kind, outcome.text) == ("ok", "it was [token]")
     assert len(peer.token_requests) == 2
 
 

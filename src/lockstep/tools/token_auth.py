@@ -19,6 +19,7 @@ from lockstep.agent.locked import Remote
 from lockstep.tools.client import Unauthorized
 from lockstep.tools.token_files import Challenge, Token, TokenFiles
 
+_KEPT_SENT = 4
 _TOO_WEAK = re.compile(r"\berror=\"?insufficient_scope\b")
 _SCOPE = re.compile(r"\bscope=\"([!#-\[\]-~ ]{1,300})\"")
 
@@ -42,6 +43,8 @@ class StoredLogin(httpx2.Auth):
         self._operator = operator
         self._secret = secret
         self._kept = files.read(remote.url, principal)
+        self._sent: tuple[str, ...] = ()
+        """The tokens sent last: one that was renewed meanwhile may still be good."""
 
     @property
     def auth(self) -> httpx2.Auth:
@@ -50,7 +53,7 @@ class StoredLogin(httpx2.Auth):
     def in_use(self) -> tuple[str, ...]:
         token = self._kept.token
         tokens = (token.access_token, token.refresh_token) if token else ()
-        return tuple(filter(None, (*tokens, self._secret, self._kept.client.get("client_secret"))))
+        return tuple(filter(None, (*tokens, *self._sent, self._secret, self._kept.client.get("client_secret"))))
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         renewed = False
@@ -89,6 +92,8 @@ class StoredLogin(httpx2.Auth):
             request.headers.pop("Authorization", None)
             return ""
         request.headers["Authorization"] = f"Bearer {token.access_token}"
+        if token.access_token not in self._sent:
+            self._sent = (*self._sent[1 - _KEPT_SENT :], token.access_token)
         return token.access_token
 
     def _can_renew(self) -> bool:
