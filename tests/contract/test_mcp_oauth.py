@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgspec
@@ -108,7 +109,10 @@ def test_a_token_that_is_over_is_renewed_without_anybody(tmp_path: Path) -> None
 
 
 def test_a_token_that_is_taken_back_is_renewed_once(tmp_path: Path) -> None:
-    peer = Identity()
+    async def tells(asked: Asked, say: Say) -> None:
+        await say(answer(asked, {"content": [{"type": "text", "text": "it was token-number-1"}]}))
+
+    peer = Identity(called=tells)
 
     async def go() -> Outcome:
         async with serving(peer), desk(tmp_path) as at:
@@ -117,7 +121,8 @@ def test_a_token_that_is_taken_back_is_renewed_once(tmp_path: Path) -> None:
             peer.granted["somebody-elses"] = ""
             return await at.call(tool_of(peer))
 
-    assert asyncio.run(go()).kind == "ok"
+    outcome = asyncio.run(go())
+    assert (outcome.kind, outcome.text) == ("ok", "it was [token]")
     assert len(peer.token_requests) == 2
 
 
@@ -243,12 +248,18 @@ def test_credentials_go_to_no_other_issuer_than_theirs(tmp_path: Path, monkeypat
 
 def test_only_the_answer_to_the_question_is_taken(tmp_path: Path) -> None:
     peer = Identity()
+    unforeseen: list[object] = []
 
     async def knock(url: str) -> None:
         async with httpx2.AsyncClient(trust_env=False) as browser:
             back = httpx2.URL(url).params["redirect_uri"]
             for wrong in ("/", "?code=stolen&state=guessed", "?error=access_denied", "?state="):
                 assert (await browser.get(back + wrong)).status_code in (400, 404)
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: unforeseen.append(context))
+            reader, writer = await asyncio.open_connection("127.0.0.1", httpx2.URL(back).port)
+            writer.write(b"\r\n\r\n")
+            assert await reader.read() == b""  # and the connection is closed
+            writer.close()
             assert (await browser.post(back)).status_code == 404
         await agree(url)
 
@@ -259,6 +270,7 @@ def test_only_the_answer_to_the_question_is_taken(tmp_path: Path) -> None:
             return await login(at.files, tool.remote, "ann", knock, at.http)
 
     assert asyncio.run(go()) is True
+    assert unforeseen == []
 
 
 def test_what_somebody_refuses_is_said(tmp_path: Path) -> None:
@@ -299,9 +311,35 @@ def test_a_file_of_another_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     moved = files._path("https://a.example", "bob")
     path.rename(moved)
     assert files.read("https://a.example", "bob").issuer == ""
-    moved.write_text("{")
-    assert files.read("https://a.example", "bob").token is None
+    deep = b'{"server": "s", "principal": "bob", "client": {"a": ' + b"[" * 100_000
+    for broken in (b"{", b'{"server": "\xff"}', deep):
+        moved.write_bytes(broken)
+        assert files.read("https://a.example", "bob").token is None
     assert (files.forget("https://a.example", "bob"), files.forget("https://a.example", "bob")) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"client": {"client_id": 5}},
+        {"client": {"client_id": "c", "client_secret": 7, "token_endpoint_auth_method": "client_secret_basic"}},
+        {"token_endpoint": "http://[::1"},
+    ],
+)
+def test_what_is_odd_in_a_file_of_tokens_is_a_sentence(tmp_path: Path, broken: dict[str, Any]) -> None:
+    peer = Identity(expires_in=1)
+
+    async def go() -> Outcome:
+        async with serving(peer), desk(tmp_path) as at:
+            tool = tool_of(peer)
+            await at.login(tool)
+            assert tool.remote is not None
+            at.files.write(msgspec.structs.replace(at.files.read(tool.remote.url, "ann"), **broken))
+            peer.expires_in = 3600
+            return await at.call(tool)
+
+    outcome = asyncio.run(go())
+    assert (outcome.kind, outcome.unknown) == ("tool_error", False), outcome
 
 
 def test_a_token_that_no_header_can_carry_is_none(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ class Caller:
     """A tool host, and permits of a gate of its own."""
 
     host: SandboxedTools
+    remotes: RemoteServers = field(default_factory=RemoteServers)
     mint: PermitMint = field(default_factory=PermitMint)
 
     async def call(
@@ -155,6 +156,7 @@ class Caller:
         principal: str = "ann",
         ask: Ask | None = None,
         arguments: JsonObject | None = None,
+        kept_for: str = "",
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -167,6 +169,7 @@ class Caller:
             digest=digest,
             key="k",
             principal=principal,
+            kept_for=kept_for,
         )
         return await self.host.call(call, permit, None, ask)
 
@@ -178,7 +181,7 @@ async def calling(
     remotes = RemoteServers(http=RemoteHttp(resolve=resolve, tls=tls))
     host = SandboxedTools((), CodeStore(place / "code"), Guest(place / "guest"), remotes=remotes)
     try:
-        yield Caller(host=host)
+        yield Caller(host=host, remotes=remotes)
     finally:
         await host.close()
 

@@ -39,6 +39,8 @@ from lockstep.errors import PermitError
 from lockstep.gate.gate import Describing
 from lockstep.gate.permit import PermitMint
 from lockstep.sandbox.egress_ca import EgressCA
+from lockstep.sandbox.pool import Pool
+from lockstep.sandbox.warm import Room
 from lockstep.tools.inputs import Asked as Questions
 from lockstep.tools.port import Outcome
 from lockstep.values import JsonObject, digest_json, now_ms
@@ -223,6 +225,33 @@ def test_a_secret_is_sent_and_never_seen(tmp_path: Path, monkeypatch: pytest.Mon
     assert KEY not in repr(outcome)
 
 
+ECHOES: dict[str, Callable[[str], bytes]] = {
+    "a status that is none": lambda key: f"HTTP/9.9 {key}\r\n\r\n".encode(),
+    "a length that is none": lambda key: head(Transfer_Encoding="chunked") + f"{key}\r\n".encode(),
+    "a refusal that is cut": lambda key: whole(b"", 401, WWW_Authenticate="x" * 285 + key),
+    "an address that is cut": lambda key: whole(b"", 302, Location="http://a/" + "x" * 178 + key),
+}
+
+
+@pytest.mark.parametrize("which", ECHOES)
+def test_a_secret_is_not_seen_in_what_is_said_of_a_broken_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setenv("PEER_KEY", KEY)
+    peer = Peer(called=to(lambda asked: ECHOES[which](asked.headers["authorization"].removeprefix("Bearer "))))
+
+    async def call() -> Outcome:
+        async with serving(peer), calling(tmp_path) as caller:
+            host = f"127.0.0.1:{peer.port}"
+            secret = SecretSection(**{"from": "env:PEER_KEY"}, env="KEY", host=host, header="Authorization")
+            headers = {"Authorization": "Bearer ${KEY}"}
+            return await caller.call(remote_tool(peer.port, headers=headers, secrets=(secret,)))
+
+    said = repr(asyncio.run(call()))
+    assert KEY[:9] not in said
+    assert "[secret" in said
+
+
 def test_without_its_permit_a_server_hears_nothing(tmp_path: Path) -> None:
     async def call() -> list[str]:
         async with serving(Peer()) as peer, calling(tmp_path) as caller:
@@ -294,6 +323,19 @@ def test_a_session_of_the_legacy_era_is_kept_and_ended(tmp_path: Path) -> None:
     assert peer.said[2:] == [*["tools/list", "tools/call"] * 2, "DELETE"]
     assert {asked.headers.get("mcp-session-id") for asked in peer.heard[1:]} == {"session-1"}
     assert {asked.headers.get("mcp-protocol-version") for asked in peer.heard[1:]} == {LEGACY}
+
+
+def test_sessions_of_clients_that_call_no_more_take_nobodys_room(tmp_path: Path) -> None:
+    peer = Peer()
+
+    async def call() -> list[Outcome]:
+        async with serving(peer), calling(tmp_path) as caller:
+            caller.remotes.pool = Pool(Room(running=2, idle=0, starting=1, queue_s=0.2))
+            tool = remote_tool(peer.port, protocol=LEGACY)
+            return [await caller.call(tool, run=f"r{n}", kept_for=f"client-{n}") for n in range(4)]
+
+    assert [outcome.kind for outcome in asyncio.run(call())] == ["ok"] * 4
+    assert peer.said.count("DELETE") == 4
 
 
 def test_a_session_that_is_over_is_begun_anew_by_the_next_call(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from typing import Any, get_args
 
 import anyio
 from mcp import MCPError, types
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
+from mcp.server.subscriptions import (
+    InMemorySubscriptionBus,
+    ListenHandler,
+    ResourcesListChanged,
+    ResourceUpdated,
+    ServerEvent,
+)
 from pydantic import ValidationError
 
 from lockstep.runtime.following import Follower
@@ -41,12 +47,15 @@ Told = Callable[[], Awaitable[None]]
 class Notices:
     """For all clients of one gateway: from which level each hears, and who subscribed to which resource."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_read: Callable[[str, str], bool]) -> None:
+        """`may_read`: whether this principal may read resources of this server, and so hear that they change."""
+        self._may_read = may_read
         self._levels: OrderedDict[str, str] = OrderedDict()
-        self._subscribed: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        """Session and URI -> the session, of the legacy era."""
-        self._bus = InMemorySubscriptionBus()
-        self.listen = ListenHandler(self._bus)
+        self._subscribed: OrderedDict[tuple[str, str], tuple[str, Any]] = OrderedDict()
+        """Session and URI -> whose session, and the session itself, of the legacy era."""
+        self._buses: dict[str, InMemorySubscriptionBus] = {}
+        self._listening: dict[str, ListenHandler] = {}
+        """By principal, of the modern era."""
 
     def set_level(self, session: str, level: str) -> None:
         self._levels[session] = level
@@ -54,9 +63,16 @@ class Notices:
         while len(self._levels) > _MAX_SESSIONS:
             self._levels.popitem(last=False)
 
-    def subscribe(self, session: str, uri: str, to: Any) -> None:
+    async def listen(self, ctx: Any, params: Any, principal: str) -> types.SubscriptionsListenResult:
+        """Tell this request's client of changes until it goes."""
+        if principal not in self._buses:
+            bus = self._buses[principal] = InMemorySubscriptionBus()
+            self._listening[principal] = ListenHandler(bus)
+        return await self._listening[principal](ctx, params)
+
+    def subscribe(self, session: str, uri: str, to: Any, principal: str) -> None:
         """Tell this session when a server says that the resource changed. Beyond a bound the oldest makes way."""
-        self._subscribed[session, uri] = to
+        self._subscribed[session, uri] = principal, to
         while len(self._subscribed) > _MAX_SUBSCRIBED:
             self._subscribed.popitem(last=False)
 
@@ -94,21 +110,26 @@ class Notices:
             case "notifications/message":
                 return _log(ctx, notice.params, level)
             case "notifications/resources/updated":
-                return self._updated(notice.params)
+                return self._updated(notice.params, notice.server)
             case "notifications/resources/list_changed":
-                return lambda: self._bus.publish(ResourcesListChanged())
+                return lambda: self._publish(ResourcesListChanged(), notice.server)
             case _:  # that its tools or prompts changed: what clients are offered are those of the lock
                 return None
 
-    def _updated(self, params: Mapping[str, Any]) -> Told | None:
+    async def _publish(self, event: ServerEvent, server: str) -> None:
+        for principal, bus in list(self._buses.items()):
+            if self._may_read(principal, server):
+                await bus.publish(event)
+
+    def _updated(self, params: Mapping[str, Any], server: str) -> Told | None:
         uri = params.get("uri")
         if not isinstance(uri, str):
             return None
 
         async def tell() -> None:
-            await self._bus.publish(ResourceUpdated(uri=uri))
-            for (session, subscribed), to in list(self._subscribed.items()):
-                if subscribed == uri:
+            await self._publish(ResourceUpdated(uri=uri), server)
+            for (session, subscribed), (principal, to) in list(self._subscribed.items()):
+                if subscribed == uri and self._may_read(principal, server):
                     try:
                         await to.send_resource_updated(uri)
                     except _GONE:

@@ -7,6 +7,7 @@ that requires input), bound to the one call they are about; else the call waits,
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class _Face:
         asking = f"ask_{agent.name}".replace("-", "_")
         self._asking = asking if served.asks and asking not in agent.tools else ""
         self._offered: dict[str, frozenset[str]] = {}
-        self.notices = Notices()
+        self.notices = Notices(self._may_read)
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         offered = self.offered_to(self._served.who(ctx).name)
@@ -221,7 +222,8 @@ class _Face:
                 break  # the run waits, and whoever looks sees what it waits for
             because = "" if responses is not None else "the client has no answer"
             said = Said(responses=responses, by=caller.principal, because=because, login=f"asked by {caller.client}")
-            state = await answer_input(self._served.journal, waits.input, said)
+            with contextlib.suppress(InputError):  # somebody else was faster, or it has expired: it goes on with that
+                await answer_input(self._served.journal, waits.input, said)
             state = await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client)
         return state
 
@@ -301,9 +303,9 @@ class _Face:
 
     async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         principal = self._served.who(ctx)
-        if not self._may_read(principal):
+        if not self._may_read(principal.name):
             raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": str(params.uri)})
-        self.notices.subscribe(_connection(ctx, principal), str(params.uri), ctx.session)
+        self.notices.subscribe(_connection(ctx, principal), str(params.uri), ctx.session, principal.name)
         return types.EmptyResult()
 
     async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -313,14 +315,17 @@ class _Face:
     async def _listen(
         self, ctx: Context, params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        if not self._may_read(self._served.who(ctx)):
+        principal = self._served.who(ctx).name
+        if not self._may_read(principal):
             none = {"resource_subscriptions": None, "resources_list_changed": None}
             params = params.model_copy(update={"notifications": params.notifications.model_copy(update=none)})
-        return await self.notices.listen(ctx, params)
+        return await self.notices.listen(ctx, params, principal)
 
-    def _may_read(self, principal: Principal) -> bool:
-        offered = self.offered_to(principal.name)
-        return any(tool.method == READ and tool.name in offered for tool in self._desk.agent.tools.values())
+    def _may_read(self, principal: str, server: str | None = None) -> bool:
+        """Whether this principal may read resources, of this server or of any."""
+        offered = self.offered_to(principal)
+        reads = [tool for tool in self._desk.agent.tools.values() if tool.method == READ and tool.name in offered]
+        return any(server in (None, tool.source) for tool in reads)
 
     def offered_to(self, principal: str) -> frozenset[str]:
         known = self._offered.get(principal)

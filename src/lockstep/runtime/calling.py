@@ -191,6 +191,7 @@ class Desk:
         session.busy += 1
         try:
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
+            beside = beside and key not in session.pending  # that is one run, which only one may drive
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
             async with guard:
                 if follower.breaking.broken:

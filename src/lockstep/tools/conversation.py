@@ -250,7 +250,7 @@ def _hearing(call: PermittedCall) -> Callable[[Notice], None] | None:
     def hear(notice: Notice) -> None:
         other = notice.method == "notifications/progress" and notice.params.get("progressToken") != _token(call)
         if not other and len(msgspec.json.encode(notice.params)) <= _MAX_NOTICE_BYTES:
-            listener.hear(notice)
+            listener.hear(replace(notice, server=call.tool.source))
 
     return hear
 

@@ -6,11 +6,11 @@ is no form; a field that is marked as secret makes none either, because what is 
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import jsonschema_rs
 
@@ -22,6 +22,8 @@ MAX_TEXT = 4000
 """Characters of a text that a person gives, where the schema says no less."""
 _MAX_NAME = 100
 _SHOWN = 60
+_LARGEST = sys.float_info.max
+_ONE_PASS = jsonschema_rs.RegexOptions()
 _SECRET_FORMATS = ("password", "secret")
 _SOUNDS_SECRET = re.compile(
     r"pass(word|wd|phrase|code)|secret|api.?key|token|credential|\bpin\b|cvv|card.?number", re.I
@@ -138,7 +140,7 @@ class Field:
             case "boolean":
                 return "" if isinstance(value, bool) else f"is {shown}"
             case "integer" | "number":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                if not _is_number(value):
                     return f"is {shown}"
                 if self.kind == "integer" and value != int(value):
                     return f"is {shown}"
@@ -163,6 +165,10 @@ class Field:
         return "" if within else f"is {shown}"
 
     def _fits(self, value: str) -> bool:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False  # half a character, as a terminal passes on what is no UTF-8
         if not self.format and not self.pattern:
             return True
         return bool(_text_validator(self.format, self.pattern).is_valid(value))
@@ -214,7 +220,7 @@ def read_form(schema: Any) -> Form:
     if len(properties) > MAX_FIELDS:
         raise BadForm(f"it asks for {len(properties)} fields, of which {MAX_FIELDS} are taken")
     required = schema.get("required", [])
-    if not isinstance(required, list) or any(name not in properties for name in required):
+    if not isinstance(required, list) or any(not isinstance(name, str) or name not in properties for name in required):
         raise BadForm("it needs a field that it does not have")
     return Form(fields=tuple(_field(name, each, name in required) for name, each in properties.items()))
 
@@ -287,7 +293,7 @@ def _words(value: Any) -> str:
 def _bound(name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise BadForm(f"a bound of {name!r} is no number")
     return value
 
@@ -298,13 +304,19 @@ def _pattern(name: str, value: Any) -> str:
     try:
         _text_validator("", value)
     except (jsonschema_rs.ValidationError, ValueError) as error:
-        raise BadForm(f"the pattern of {name!r} is none") from error
+        raise BadForm(f"the pattern of {name!r} is none, or none that is read in one pass") from error
     return value
 
 
 def _text_validator(format_: str, pattern: str) -> Any:
+    """Its patterns are read in one pass: a stranger wrote them, and the texts that a default has them held against."""
     schema = {"type": "string"} | ({"format": format_} if format_ else {}) | ({"pattern": pattern} if pattern else {})
-    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, offline=True)
+    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, offline=True, pattern_options=_ONE_PASS)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is one that every reader of JSON takes: JSON itself knows no end of digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _number(text: str) -> Json:

@@ -202,12 +202,12 @@ class SandboxedTools:
                     raise
 
     def _lease(self, call: PermittedCall, recipe: Recipe[Ready]) -> AbstractAsyncContextManager[Lease[Ready]]:
+        if call.tool.remote is not None and call.tool.protocol == MODERN:
+            return self._remotes.pool.lease(recipe)  # no session that calls would share, so none waits for another
+        kept_for = call.kept_for or call.run
         if call.tool.remote is not None:
-            if call.tool.protocol == MODERN:  # no session that calls would share, so none waits for another
-                return self._remotes.pool.lease(recipe)
-            return self._remotes.pool.lease_of_run(call.kept_for or call.run, recipe)
+            return self._remotes.pool.lease_of_run(kept_for, recipe, gives_way=kept_for != call.run)
         if call.tool.run_lifetime:
-            kept_for = call.kept_for or call.run
             return self._pool.lease_of_run(kept_for, recipe, gives_way=kept_for != call.run)
         return self._pool.lease(recipe)
 

@@ -136,9 +136,9 @@ def read_pages(data: Any, may: Collection[str]) -> Asked:
         BadQuestion: it names none.
     """
     pages = data.get("elicitations") if isinstance(data, dict) else None
-    if not isinstance(pages, list) or not 0 < len(pages) <= MAX_REQUESTS:
+    if not isinstance(pages, list) or not 0 < len(pages) <= MAX_REQUESTS or not all(isinstance(p, dict) for p in pages):
         raise BadQuestion(f"it wants pages to be visited and names none, or more than {MAX_REQUESTS}")
-    asked = [{"method": ELICIT, "params": {**page, "mode": "url"}} for page in pages if isinstance(page, dict)]
+    asked = [{"method": ELICIT, "params": {**page, "mode": "url"}} for page in pages]
     return _bounded(Asked(requests=tuple(_read(f"page {n}", each, may) for n, each in enumerate(asked, start=1))))
 
 

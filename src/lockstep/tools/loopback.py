@@ -57,6 +57,8 @@ class Return:
         writer.close()
 
     def _take(self, line: list[bytes]) -> tuple[str, str]:
+        if len(line) < 3:
+            raise ValueError("not a request of HTTP")
         target = urlsplit(line[1].decode("ascii"))
         given = dict(parse_qsl(target.query))
         if line[0] != b"GET" or target.path != PATH:

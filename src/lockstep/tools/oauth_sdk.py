@@ -62,7 +62,7 @@ class SdkAuth(httpx2.Auth):
         except StopAsyncIteration:
             return
         except _FAILURES as error:
-            raise Unauthorized(401, f"no token is to be had: {_sentence(error)}") from error
+            raise Unauthorized(401, f"no token is to be had: {_sentence(error, self.in_use())}") from error
         finally:
             await flow.aclose()
 
@@ -256,7 +256,11 @@ def _sdk_token(token: Token) -> OAuthToken:
     return OAuthToken(access_token=token.access_token, refresh_token=token.refresh_token, scope=token.scope)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, secrets: tuple[str, ...]) -> str:
+    """What went wrong; a token endpoint is quoted in it, which may say anything it was told."""
     if isinstance(error, ValidationError):
         return "its authorization server answers with what is none of the documents asked for"
-    return visible((str(error).splitlines() or [type(error).__name__])[0][:300].rstrip("."))
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    for secret in secrets:
+        said = said.replace(secret, "[token]")
+    return visible(said[:300].rstrip("."))

@@ -19,6 +19,8 @@ class Notice:
 
     method: str
     params: JsonObject
+    server: str = ""
+    """The source of the tool that is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

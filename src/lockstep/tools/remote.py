@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import httpx2
@@ -164,7 +164,11 @@ class RemoteProcess:
         return Use(start_ms=0.0, run_ms=(until - self._admitted) * 1000, cpu_s=None, peak_memory_bytes=None)
 
     def egress_log(self) -> tuple[EgressRecord, ...]:
-        return self._log.records()
+        """A server has a say in it: the reason of a broken reply quotes it, and it may name where tokens are had."""
+        return tuple(
+            replace(each, url=self._scrubbed(each.url), reason=self._scrubbed(each.reason))
+            for each in self._log.records()
+        )
 
     def stderr_tail(self) -> str:
         return ""
@@ -205,12 +209,12 @@ class RemoteProcess:
     async def _read(self, message: Mapping[str, Any], response: httpx2.Response) -> None:
         status, kind = response.status_code, _kind(response)
         if status in (401, 403):
-            raise Unauthorized(status, _challenge(response))
+            raise Unauthorized(status, self._challenge(response))
         if status == 404 and self._session:
             self.alive = False
             raise ServerError(0, "its session is over")
         if 300 <= status < 400:
-            where = response.headers.get("location", "")
+            where = self._scrubbed(response.headers.get("location", ""))  # before it is cut
             raise BadReply(f"it redirects to {where!r:.200}, which is not followed")
         if status >= 400:
             self._frames.put_nowait(await self._error(message, response))
@@ -392,6 +396,11 @@ class RemoteProcess:
     def _scrubbed(self, text: str) -> str:
         return self._clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
 
+    def _challenge(self, response: httpx2.Response) -> str:
+        """What a server that refuses says it wants."""
+        said = self._scrubbed(response.headers.get("www-authenticate", ""))  # before it is cut
+        return f"its server refuses these credentials (status {response.status_code}){f': {said:.300}' if said else ''}"
+
     def _to_scrub(self, tokens: tuple[str, ...]) -> dict[bytes, bytes]:
         bound = held(self._line.secrets, {one.env: f"[secret {one.env}]" for one in self._line.secrets}, self._values)
         binding = SecretBinding(env="", host="", port=0, header="Authorization")
@@ -432,6 +441,7 @@ class RemoteProcess:
 
     async def _finish(self) -> None:
         await self.seal()
+        await self._break_off()  # once more, for a seal that was cancelled before it had
         self.alive = False
         if self._session:
             with contextlib.suppress(Exception):  # a server forgets sessions by itself
@@ -463,9 +473,3 @@ def _session(response: httpx2.Response) -> str:
     if session and not _SESSION.fullmatch(session):
         raise BadReply("its session has a name that no header can carry")
     return session
-
-
-def _challenge(response: httpx2.Response) -> str:
-    """What a server that refuses says it wants."""
-    said = str(response.headers.get("www-authenticate", ""))
-    return f"its server refuses these credentials (status {response.status_code}){f': {said:.300}' if said else ''}"

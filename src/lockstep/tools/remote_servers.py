@@ -5,6 +5,7 @@ Nothing of such a server runs here, so there is no isolation to choose and no ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -123,21 +124,34 @@ def require_secrecy(remote: Remote) -> None:
 
 
 def own_rules(remote: Remote) -> tuple[EgressRule, ...]:
-    """What may be reached for it beside what tokens take: exactly its URL."""
-    return tuple(parse_rule(rule) for rule in McpServer(url=remote.url).egress)
+    """What may be reached for it beside what tokens take: exactly its URL. Raises ConfigError as `remote_spec`."""
+    return _rules(remote, McpServer(url=remote.url).egress)
 
 
 def remote_spec(tool: LockedTool, remote: Remote, principal: str) -> SandboxSpec:
-    """A server elsewhere in the words of a sandbox: `argv` is its URL and who asks, `env` its headers."""
+    """A server elsewhere in the words of a sandbox: `argv` is its URL and who asks, `env` its headers.
+
+    Raises:
+        ConfigError: its URL is none that a rule of egress can name.
+    """
     return SandboxSpec(
         argv=(remote.url, principal),
         mounts={},
         env=remote.headers,
-        egress=tuple(parse_rule(rule) for rule in tool.egress),
+        egress=_rules(remote, tool.egress),
         secrets=tuple(binding(secret) for secret in tool.secrets),
         limits=_limits(tool.limits, tool.timeout_s + tool.repeats.late_s),
         single_use=False,
     )
+
+
+def _rules(remote: Remote, rules: Iterable[str]) -> tuple[EgressRule, ...]:
+    try:
+        return tuple(parse_rule(rule) for rule in rules)
+    except ValueError as error:
+        raise ConfigError(
+            f"The server at {remote.url} cannot be reached: {error}.", remedy="Correct its `url` in agent.toml."
+        ) from None
 
 
 def _limits(limits: LimitsSection, wall_s: float) -> Limits:

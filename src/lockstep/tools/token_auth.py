@@ -19,6 +19,7 @@ from lockstep.agent.locked import Remote
 from lockstep.tools.client import Unauthorized
 from lockstep.tools.token_files import Challenge, Token, TokenFiles
 
+_KEPT_SENT = 4
 _TOO_WEAK = re.compile(r"\berror=\"?insufficient_scope\b")
 _SCOPE = re.compile(r"\bscope=\"([!#-\[\]-~ ]{1,300})\"")
 
@@ -42,6 +43,8 @@ class StoredLogin(httpx2.Auth):
         self._operator = operator
         self._secret = secret
         self._kept = files.read(remote.url, principal)
+        self._sent: tuple[str, ...] = ()
+        """The tokens sent last: one that was renewed meanwhile may still be good."""
 
     @property
     def auth(self) -> httpx2.Auth:
@@ -50,7 +53,7 @@ class StoredLogin(httpx2.Auth):
     def in_use(self) -> tuple[str, ...]:
         token = self._kept.token
         tokens = (token.access_token, token.refresh_token) if token else ()
-        return tuple(filter(None, (*tokens, self._secret, self._kept.client.get("client_secret"))))
+        return tuple(filter(None, (*tokens, *self._sent, self._secret, self._kept.client.get("client_secret"))))
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         renewed = False
@@ -89,6 +92,8 @@ class StoredLogin(httpx2.Auth):
             request.headers.pop("Authorization", None)
             return ""
         request.headers["Authorization"] = f"Bearer {token.access_token}"
+        if token.access_token not in self._sent:
+            self._sent = (*self._sent[1 - _KEPT_SENT :], token.access_token)
         return token.access_token
 
     def _can_renew(self) -> bool:
@@ -111,7 +116,10 @@ class StoredLogin(httpx2.Auth):
             headers["Authorization"] = f"Basic {base64.b64encode(named.encode()).decode()}"
         elif client.get("token_endpoint_auth_method") == "client_secret_post":
             data["client_secret"] = client["client_secret"]
-        return httpx2.Request("POST", kept.token_endpoint, data=data, headers=headers)
+        try:
+            return httpx2.Request("POST", kept.token_endpoint, data=data, headers=headers)
+        except httpx2.InvalidURL as error:
+            raise Unauthorized(502, f"the token endpoint that its login left is none: {error}") from error
 
     def _take(self, response: httpx2.Response) -> None:
         """The new token; the old one is gone where the authorization server does not renew it."""
@@ -123,7 +131,7 @@ class StoredLogin(httpx2.Auth):
         if response.status_code == 200:
             try:
                 given = msgspec.json.decode(response.content, type=_Given)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 raise Unauthorized(502, "its authorization server answered with no token") from None
             token = Token(
                 access_token=given.access_token,

@@ -24,6 +24,7 @@ _EARLY_S = 30.0
 """A token is renewed so long before it ends, so that it does not end on its way."""
 
 
+_TEXTS = ("client_id", "client_secret", "token_endpoint_auth_method")
 _SENDABLE = re.compile(r"[!-~]{1,16384}")
 
 
@@ -85,12 +86,13 @@ class TokenFiles:
         """
         try:
             found = msgspec.json.decode(self._path(server, principal).read_bytes(), type=Kept)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return Kept(server=server, principal=principal)
         except OSError as error:
             raise _unusable(self._directory, error) from error
         of_this = (found.server, found.principal) == (server, principal)
-        return found if of_this else Kept(server=server, principal=principal)
+        sound = all(isinstance(found.client.get(name, ""), str) for name in _TEXTS)
+        return found if of_this and sound else Kept(server=server, principal=principal)
 
     def write(self, kept: Kept) -> None:
         """Keep this in place of what there was; the file changes whole or not at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import BOOK, locked_agent, ok, types_of
+from inprocess import BOOK, LOOK, locked_agent, ok, types_of
 from mcp import Client, MCPError
 from mcp import types as mcp_types
 from test_serving_calls import ADA, ERAS, World, meta, opened, run, text
@@ -229,6 +230,47 @@ def test_an_answer_that_comes_with_the_call_is_taken_where_the_server_wants_no_s
             good = parsed({"who": {"action": "accept", "content": {"name": "Ada"}}})
             result = await asked_of(caller, input_responses=good)
             assert json.loads(text(result)) == {"who": {"action": "accept", "content": {"name": "Ada"}}}
+
+    run(work)
+
+
+def test_a_legacy_client_whose_user_was_slower_than_somebody_else_is_told_what_came_of_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path, AGENT, book=rounds({"who": FORM})) as world:
+
+            class Slow(Person):
+                async def elicit(self, context: Any, params: Any) -> Any:
+                    (row,) = await world.journal.runs()
+                    name = (await read_state(world.journal, row.run)).calls[0].input
+                    no: JsonObject = {"who": {"action": "decline"}}
+                    await answer_input(world.journal, name, Said(responses=no, by="grace"))
+                    await world.desk.go_on(row.run, by="grace", fetched=False)
+                    return await super().elicit(context, params)
+
+            async with client(world, "legacy", Slow({"name": "Ada"})) as caller:
+                assert json.loads(text(await caller.call_tool("book", BA1))) == {"who": {"action": "decline"}}
+            assert len(world.tools.calls) == 2
+
+    run(work)
+
+
+def test_a_read_that_goes_on_is_driven_once_however_many_ask_for_it(tmp_path: Path) -> None:
+    asks = rounds({"who": FORM})
+    yes: JsonObject = {"who": {"action": "accept", "content": {"name": "Ada"}}}
+
+    async def look(call: PermittedCall) -> Outcome:
+        await asyncio.sleep(0)  # the others get their turn
+        return asks(call)  # type: ignore[no-any-return]
+
+    async def work() -> None:
+        reading = replace(LOOK, asks=("elicitation",), source="mcp:/usr/bin/airline --x")
+        async with opened(tmp_path, locked_agent(reading), look=look) as world, world.client("legacy") as caller:
+            waits = await caller.call_tool("look", BA1)
+            await answer_input(world.journal, meta(waits, "input"), Said(responses=yes, by="grace"))
+            gone_on = world.desk.go_on(meta(waits, "run"), by="grace", fetched=False)
+            _, result = await asyncio.gather(gone_on, caller.call_tool("look", BA1))
+            assert (json.loads(text(result)), meta(result, "run")) == (yes, meta(waits, "run"))
+            assert len(world.tools.calls) == 2
 
     run(work)
 

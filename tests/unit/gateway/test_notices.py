@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import BOOK, LOOK, NOTE, locked_agent, ok
-from mcp import MCPError
+from inprocess import ALLOW_ALL, BOOK, LOOK, NOTE, locked_agent, ok
+from mcp import Client, MCPError
 from mcp import types as mcp_types
-from test_context import offering
-from test_serving_calls import BA1, ERAS, World, http, meta, opened, over_http, run, text
+from test_context import offering, tools_of
+from test_serving_calls import ADA, BA1, ERAS, World, http, meta, opened, over_http, run, text
 
 from lockstep.gateway.notices import MAX_WAITING
+from lockstep.gateway.principals import Principal
+from lockstep.gateway.server import build_server
 from lockstep.kernel.state import Phase, Status
 from lockstep.runtime.reading import doubts, read_state
 from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall
@@ -32,7 +34,7 @@ def listener(call: PermittedCall) -> Listener:
 def saying(*notices: tuple[str, dict[str, Any]]) -> Callable[[PermittedCall], Outcome]:
     def tool(call: PermittedCall) -> Outcome:
         for method, params in notices:
-            listener(call).hear(Notice(method=f"notifications/{method}", params=params))
+            listener(call).hear(Notice(method=f"notifications/{method}", params=params, server=call.tool.source))
         return ok("seen")
 
     return tool
@@ -139,13 +141,46 @@ def test_a_session_that_subscribed_hears_that_a_resource_changed(tmp_path: Path)
             heard.append(str(message.params.uri))
 
     async def work() -> None:
-        async with offering(tmp_path, look=changed) as world:
+        agent = locked_agent(replace(LOOK, source="mcp:"), *tools_of(""))
+        async with offering(tmp_path, agent, look=changed) as world:
             async with world.client("legacy", message_handler=hear) as client:
                 await client.session.subscribe_resource("x://1")
                 await client.call_tool("look", {"n": 1})
                 await client.session.unsubscribe_resource("x://1")
                 await client.call_tool("look", {"n": 2})
             assert heard == ["x://1"]
+
+    run(work)
+
+
+def test_nobody_hears_of_a_server_whose_resources_they_may_not_read(tmp_path: Path) -> None:
+    heard: list[str] = []
+    changed = saying(("resources/updated", {"uri": "x://1"}))
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, mcp_types.ResourceUpdatedNotification):
+            heard.append(asked[-1])
+
+    asked: list[str] = []
+    policy = ALLOW_ALL + 'forbid (principal == User::"eve", action == Action::"b__resources_read", resource);'
+    looks = [replace(LOOK, name=f"{name}look", source=f"mcp:{name}") for name in ("a__", "b__")]
+    agent = locked_agent(*looks, *tools_of("a__"), *tools_of("b__"), policy=policy)
+
+    async def work() -> None:
+        async with opened(tmp_path, agent, a__look=changed, b__look=changed) as world:
+            calls = [ADA]
+            server = build_server(world.served(lambda ctx: calls[-1]))
+            async with (
+                Client(server, mode="legacy", message_handler=hear) as eve,
+                Client(server, mode="legacy") as ada,
+            ):
+                calls.append(Principal(name="eve"))
+                await eve.session.subscribe_resource("x://1")
+                calls.append(ADA)
+                for name in ("b__look", "a__look"):
+                    asked.append(name)
+                    assert text(await ada.call_tool(name, {})) == "seen"
+            assert heard == ["a__look"]
 
     run(work)
 

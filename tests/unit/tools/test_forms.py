@@ -90,6 +90,9 @@ def test_what_is_typed_becomes_the_value_that_was_asked_for(name: str, texts: li
         ("colour", ["Blue"], "colour is 'Blue': it takes one of #f00 (Red), #0f0 (Green)."),
         ("meals", ["meat"], "meals is ['meat']: it takes any of veg, x,y, z, at least 1 and at most 2 of them."),
         ("meals", ["veg", "z", "x,y"], "meals is ['veg', 'z', 'x,y']: "),
+        ("share", ["9" * 400], "share is 999"),
+        ("count", ["9" * 400], "count is 999"),
+        ("name", ["Ad\udcff"], "name is 'Ad\\udcff': "),
         ("age", ["3"], "There is no field 'age': it asks for name, mail"),
     ],
 )
@@ -141,6 +144,9 @@ def test_words_that_sound_like_a_secret_are_known() -> None:
         {"properties": {"x": {"type": "string", "enum": [1]}}},
         {"properties": {"x": {"type": "string", "minLength": "a"}}},
         {"properties": {"x": {"type": "string", "pattern": "("}}},
+        {"properties": {"x": {"type": "string", "pattern": "(?=(a|a)*b)x"}}},
+        {"properties": {"x": {"type": "number", "minimum": 10**400}}},
+        {"properties": {}, "required": [["x"]]},
         {"properties": {"x\u202e": {"type": "string"}}},
         {"properties": {"x": {"type": "string"}}, "required": ["y"]},
         {"properties": {f"x{n}": {"type": "string"} for n in range(41)}},
@@ -153,6 +159,7 @@ def test_what_is_no_form_is_none(schema: Any) -> None:
 
 def test_a_default_that_the_field_would_not_take_is_left_out() -> None:
     assert one({"type": "integer", "maximum": 5, "default": 9}).fields[0].default is None
+    assert one({"type": "number", "default": 10**400}).fields[0].default is None
 
 
 def test_a_pattern_without_end_does_not_keep_anybody() -> None:

@@ -106,7 +106,7 @@ def test_pages_that_a_legacy_server_wants_visited_are_a_question() -> None:
         ("page 1", "url", False),
         ("page 2", "url", True),
     ]
-    for wrong in (None, {}, {"elicitations": []}, {"elicitations": [page] * 11}):
+    for wrong in (None, {}, {"elicitations": []}, {"elicitations": [page] * 11}, {"elicitations": [1]}):
         with pytest.raises(BadQuestion):
             read_pages(wrong, ALL)
 
