@@ -57,6 +57,7 @@ class Pool(Generic[T]):
         self._starting = asyncio.Semaphore(self._room.starting)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @asynccontextmanager
     async def lease(self, recipe: Recipe[T]) -> AsyncIterator[Lease[T]]:
@@ -148,6 +149,7 @@ class Pool(Generic[T]):
 
     async def close(self) -> None:
         """Destroy everything and wait until it is gone."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -224,7 +226,7 @@ class Pool(Generic[T]):
         return Lease(process=warm.process, ready=warm.ready, queue_ms=queue_ms, start_ms=warm.start_ms, warm=False)
 
     def _refill(self, shelf: _Shelf[T]) -> None:
-        while shelf.starting + len(shelf.ready) < shelf.target and self._room_to_wait(shelf):
+        while not self._closed and shelf.starting + len(shelf.ready) < shelf.target and self._room_to_wait(shelf):
             shelf.starting += 1
             self._keep(self._tasks, asyncio.create_task(self._start_ahead(shelf)))
 
