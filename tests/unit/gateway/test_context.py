@@ -262,7 +262,9 @@ def test_a_server_that_fails_takes_no_other_with_it(tmp_path: Path, era: str) ->
 
     async def work() -> None:
         async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
-            assert [str(each.uri) for each in (await client.list_resources()).resources] == ["x://1"]
+            listed = await client.list_resources()
+            assert [str(each.uri) for each in listed.resources] == ["x://1"]
+            assert (listed.meta or {})["lockstep/failed"] == ["a did not answer."]
             assert (await client.read_resource("x://9/data")).contents  # the first says that it has none
             assert [each.tool.name for each in world.tools.calls[-2:]] == ["a__resources_read", "b__resources_read"]
 
