@@ -346,3 +346,21 @@ def test_what_is_kept_for_a_session_makes_way_for_another_and_what_is_kept_for_a
             assert await told("r1", gives_way=False) == "2"
 
     play(scene)
+
+
+def test_a_run_takes_a_sandbox_that_waits_and_keeps_it(here: Here) -> None:
+    async def scene() -> None:
+        async with pool_of(here) as pool:
+            how = recipe(here, single_use=False)
+            pool.prepare(how)
+
+            async def told(run: str) -> tuple[str, bool]:
+                async with pool.lease_of_run(run, how) as lease:
+                    lease.spoiled = False
+                    return await ask(here, lease), lease.start_ms == 0
+
+            assert await told("a") == ("1", True)
+            assert await told("a") == ("2", True)
+            assert (await told("b"))[0] == "1"  # its own
+
+    play(scene)

@@ -24,6 +24,8 @@ MAX_ORIGINS = 40
 """Of one call in the journal."""
 MAX_NAME = 200
 _KEPT_CHARACTERS = 8_000_000
+_KEPT_EACH = 2_000
+"""Characters as which a text counts beside its own: what is found in it takes memory even where it is short."""
 _KEPT_RUNS = 64
 
 
@@ -165,10 +167,10 @@ class Tracing:
             self._texts.move_to_end(text)
             return kept
         made = self._texts[text] = Passages(text)
-        self._characters += len(text) + 1
+        self._characters += len(text) + _KEPT_EACH
         while self._characters > _KEPT_CHARACTERS and len(self._texts) > 1:
             dropped, _ = self._texts.popitem(last=False)
-            self._characters -= len(dropped) + 1
+            self._characters -= len(dropped) + _KEPT_EACH
         return made
 
 

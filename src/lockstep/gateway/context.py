@@ -68,7 +68,9 @@ class ContextFace:
         if failures and len(failures) == len(answers):
             raise failures[0]
         found = [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
-        return types.ListResourcesResult(resources=found)
+        # A client must be able to tell a short list from one that lacks a server's part.
+        meta = {f"{META}/failed": [str(each) for each in failures]} if failures else None
+        return types.ListResourcesResult(resources=found, _meta=meta)
 
     async def list_templates(self, ctx: Any, params: Any) -> types.ListResourceTemplatesResult:
         locked = [each for tool in self._servers(ctx, READ).values() for each in listed_in(tool.definition)]

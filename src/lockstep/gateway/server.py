@@ -132,6 +132,8 @@ class _Face:
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         offered = self.offered_to(self._served.who(ctx).name)
         tools = [tool for name, tool in self._shown.items() if name in offered]
+        if ctx.protocol_version < MODERN:
+            tools = [_legacy(tool) for tool in tools]
         if self._asking:
             says = self._served.description or f"The agent {self._desk.agent.name}."
             about = f"{says} Answers when its run is over; everything it does is judged and recorded."
@@ -159,7 +161,9 @@ class _Face:
             if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             settled = await self._settled(ctx, principal, params, state, elicits=asking)
-            return settled if isinstance(settled, types.InputRequiredResult) else await self._told(settled, asks=asks)
+            if isinstance(settled, types.InputRequiredResult):
+                return settled
+            return await self._told(ctx, settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
@@ -242,13 +246,16 @@ class _Face:
             state = await self._answer(answered, given=given, by=principal.name, client=client_name(ctx))
         return state
 
-    async def _told(self, state: State, *, asks: bool) -> types.CallToolResult:
+    async def _told(self, ctx: Context, state: State, *, asks: bool) -> types.CallToolResult:
         if asks:
             return result_of_ask(state)
         call = state.calls[0]
         if (error := error_of_call(call)) is not None:
             raise error
-        return result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
+        result = result_of_call(state, self._desk.agent.tools.get(call.name), await self._desk.first_of(call))
+        if ctx.protocol_version < MODERN and not isinstance(result.structured_content, dict):
+            result.structured_content = None  # which could only be an object there; the text says it too
+        return result
 
     async def _answered(
         self, params: types.InputResponseRequestParams, caller: Caller, client: Client, follower: Follower
@@ -336,6 +343,14 @@ class _Face:
 
 def _tool(shown: ToolDefinition, definition: Mapping[str, Any]) -> types.Tool:
     return types.Tool.model_validate({**definition, "name": shown.name, "inputSchema": shown.input_schema})
+
+
+def _legacy(tool: types.Tool) -> types.Tool:
+    """A tool for a client of the legacy era, where a structured result could only be an object."""
+    schema = tool.output_schema
+    if schema is None or schema.get("type") == "object":
+        return tool
+    return tool.model_copy(update={"output_schema": None})
 
 
 def _is_question(arguments: Mapping[str, Any] | None) -> bool:

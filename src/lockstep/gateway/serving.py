@@ -88,7 +88,7 @@ async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterato
         await running.require_tiers(tools, agent)
         async with models.opened_model(agent, code) as model, _journal(gateway) as journal:
             await tools.sweep()  # what a gateway that died here left running
-            await tools.prepare(agent.tools.values())
+            await tools.prepare(agent.tools.values(), sessions=True)
             prepared = running.with_address(prepared, model)
             driver = running.open_driver(
                 prepared.lock,

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lockstep.agent.context import COMPLETE
 from lockstep.agent.locked import LockedTool
 from lockstep.errors import JournalCorrupt, RunError
 from lockstep.journal.events import ENDED, RunStarted
@@ -35,6 +36,8 @@ SESSION_IDLE_S = 3600.0
 """After this long without a call, a session that a principal did not name is over, and its next call begins another."""
 MAX_SESSIONS = 1000
 """Sessions held in memory. Another is read from the journal again when it is heard of."""
+_LOOKED_AT = 10
+"""How many times its size the window is looked for in the runs of a session that is opened again."""
 CLIENT_WORDS = "(a call of an MCP client)"
 """What stands where the user's words stand: nothing in a client's arguments can be traced to it."""
 
@@ -238,7 +241,8 @@ class Desk:
         session.pending.pop(key, None)
         if key and (held or state.status is not Status.FINISHED):
             session.pending[key] = state.run
-        if state.status is Status.FINISHED and all(run != state.run for run, _ in session.window):
+        new = all(run != state.run for run, _ in session.window)
+        if state.status is Status.FINISHED and new and self._is_remembered(state):
             session.window.append((state.run, state.transcript.messages[state.history :]))
 
     async def _session(self, caller: Caller) -> _Session:
@@ -267,13 +271,21 @@ class Desk:
         if rows and (rows[0].principal, rows[0].agent) != (caller.principal, self.agent.name):
             raise RunError("This session belongs to somebody else, or to another agent.", remedy="Begin another one.")
         finished = [row.run for row in reversed(rows) if row.last in ENDED]
-        seen = window(finished, self.agent.window_runs)
         history = await read_history(self._journal, name, (), before=None, receipts=True)
         session = _Session(name=name, receipts=dict(history.receipts), window=deque(maxlen=self.agent.window_runs))
-        for run in seen:
-            session.window.append((run, (await read_state(self._journal, run)).transcript.messages))
+        for run in reversed(window(finished, _LOOKED_AT * self.agent.window_runs)):
+            if len(session.window) == self.agent.window_runs:
+                break
+            state = await read_state(self._journal, run)
+            if self._is_remembered(state):
+                session.window.appendleft((run, state.transcript.messages))
         session.pending = await self._waiting(rows)
         return session
+
+    def _is_remembered(self, state: State) -> bool:
+        """Whether a run has a place in the window: not the completions of what somebody types, one for each key."""
+        tool = self.agent.tools.get(state.calls[0].name) if state.client and state.calls else None
+        return tool is None or tool.method != COMPLETE
 
     async def _waiting(self, rows: list[RunRow]) -> dict[str, RunId]:
         pending = {}

@@ -57,6 +57,7 @@ class Pool(Generic[T]):
         self._starting = asyncio.Semaphore(self._room.starting)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @asynccontextmanager
     async def lease(self, recipe: Recipe[T]) -> AsyncIterator[Lease[T]]:
@@ -87,7 +88,8 @@ class Pool(Generic[T]):
 
     @asynccontextmanager
     async def lease_of_run(self, run: str, recipe: Recipe[T], *, gives_way: bool = False) -> AsyncIterator[Lease[T]]:
-        """The sandbox of this run, one call at a time; started anew when it has ended. Raises what `lease` does.
+        """The sandbox of this run, one call at a time; its first call takes one that waits, where there is a shelf of
+        the recipe. Started anew when it has ended. Raises what `lease` does.
 
         `gives_way`: between calls it is ended where another needs its room, the one first that was used longest ago.
         """
@@ -104,7 +106,9 @@ class Pool(Generic[T]):
                 await self._room_to_run()
                 queue_ms = ms_since(began)
                 try:
-                    kept.warm = await make(recipe)
+                    kept.warm = await self._waiting_for_a_run(recipe, began)
+                    warm = kept.warm is not None
+                    kept.warm = kept.warm or await make(recipe)
                 except BaseException:
                     self._running.release()
                     raise
@@ -123,6 +127,13 @@ class Pool(Generic[T]):
                         kept.warm = None
                         self._end(one.process, ran=True)
 
+    async def _waiting_for_a_run(self, recipe: Recipe[T], began: float) -> Warm[T] | None:
+        shelf = self._shelves.get(recipe.key)
+        if shelf is None or (lease := await self._take(shelf, began)) is None:
+            return None
+        asyncio.get_running_loop().call_later(_REFILL_S, self._refill, shelf)
+        return Warm(process=lease.process, ready=lease.ready, start_ms=0.0)
+
     def prepare(self, recipe: Recipe[T]) -> None:
         """Have one ready soon."""
         shelf = self._shelves.setdefault(recipe.key, _Shelf(recipe=recipe))
@@ -138,6 +149,7 @@ class Pool(Generic[T]):
 
     async def close(self) -> None:
         """Destroy everything and wait until it is gone."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -214,7 +226,7 @@ class Pool(Generic[T]):
         return Lease(process=warm.process, ready=warm.ready, queue_ms=queue_ms, start_ms=warm.start_ms, warm=False)
 
     def _refill(self, shelf: _Shelf[T]) -> None:
-        while shelf.starting + len(shelf.ready) < shelf.target and self._room_to_wait(shelf):
+        while not self._closed and shelf.starting + len(shelf.ready) < shelf.target and self._room_to_wait(shelf):
             shelf.starting += 1
             self._keep(self._tasks, asyncio.create_task(self._start_ahead(shelf)))
 

@@ -151,11 +151,12 @@ class SandboxedTools:
         finally:
             await process.close()
 
-    async def prepare(self, tools: Iterable[LockedTool]) -> None:
-        """Have a sandbox of each of these tools ready soon. What cannot be had is said when it is called."""
+    async def prepare(self, tools: Iterable[LockedTool], *, sessions: bool = False) -> None:
+        """Have a sandbox of each of these tools ready soon; with `sessions` also of those that outlive a call, of which
+        one run needs one and many sessions many. What cannot be had is said when it is called."""
         for tool in tools:
             with contextlib.suppress(LockstepError):
-                if not tool.run_lifetime:
+                if tool.remote is None and (sessions or not tool.run_lifetime):
                     self._pool.prepare(self._recipe(tool, (await self.choose(tool)).backend))
 
     async def end(self, kept_for: str) -> None:

@@ -228,6 +228,24 @@ def test_what_is_read_of_a_server_is_no_tool_of_a_client_and_not_all_of_it_a_too
     run(work)
 
 
+def test_what_somebody_types_does_not_push_their_calls_out_of_the_window(tmp_path: Path) -> None:
+    agent = replace(agent_of(""), window_runs=2)
+
+    async def work() -> None:
+        async with offering(tmp_path, agent) as world, world.client("legacy") as client:
+            looked = [(await client.call_tool("look", {"n": n})).meta["lockstep/run"] for n in range(2)]  # type: ignore[index]
+            for typed in ("a", "ab", "abc"):
+                await client.complete(mcp_types.PromptReference(name="greet"), {"name": "whom", "value": typed})
+            await client.read_resource("x://1")
+            assert list((await last(world)).previous) == looked
+        async with offering(tmp_path, agent) as world, world.client("legacy") as client:  # read from the journal
+            await client.read_resource("x://2")
+            assert len((await last(world)).previous) == 2
+            assert (await last(world)).previous[0] == looked[1]
+
+    run(work)
+
+
 TWO = ("a__", "b__")
 
 
@@ -262,7 +280,9 @@ def test_a_server_that_fails_takes_no_other_with_it(tmp_path: Path, era: str) ->
 
     async def work() -> None:
         async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
-            assert [str(each.uri) for each in (await client.list_resources()).resources] == ["x://1"]
+            listed = await client.list_resources()
+            assert [str(each.uri) for each in listed.resources] == ["x://1"]
+            assert (listed.meta or {})["lockstep/failed"] == ["a did not answer."]
             assert (await client.read_resource("x://9/data")).contents  # the first says that it has none
             assert [each.tool.name for each in world.tools.calls[-2:]] == ["a__resources_read", "b__resources_read"]
 

@@ -189,6 +189,35 @@ def test_a_client_gets_every_block_that_the_server_sent_and_gets_them_again(tmp_
 
 
 @ERAS
+@pytest.mark.parametrize("value", [[1, None], "text", 7, None], ids=str)
+def test_structure_of_any_kind_reaches_a_client_whose_revision_has_it(tmp_path: Path, era: str, value: Any) -> None:
+    reply = {"content": [{"type": "text", "text": "one"}], "structuredContent": value}
+    outcome = replace(ok("one"), reply=json.dumps(reply))
+
+    async def work() -> None:
+        async with opened(tmp_path, look=lambda call: outcome) as world, world.client(era) as client:
+            result = await client.call_tool("look", {})
+            assert text(result) == "one"
+            assert result.structured_content == (value if era != "legacy" else None)
+
+    run(work)
+
+
+@ERAS
+@pytest.mark.parametrize("schema", [{"type": "array"}, {"anyOf": [{"type": "object"}]}, {"type": "object"}], ids=str)
+def test_a_tool_whose_result_is_no_object_takes_no_list_with_it(tmp_path: Path, era: str, schema: Any) -> None:
+    agent = locked_agent(replace(LOOK, definition={**LOOK.definition, "outputSchema": schema}), BOOK)
+
+    async def work() -> None:
+        async with opened(tmp_path, agent) as world, world.client(era) as client:
+            tool = (await client.list_tools()).tools[0]
+            kept = era != "legacy" or schema.get("type") == "object"
+            assert (tool.name, tool.output_schema) == ("look", schema if kept else None)
+
+    run(work)
+
+
+@ERAS
 def test_blocks_that_the_protocol_does_not_know_stay_the_text_for_them(tmp_path: Path, era: str) -> None:
     outcome = replace(ok("[audio]"), reply=json.dumps({"content": [{"type": "audio", "data": 7}]}))
 
