@@ -25,6 +25,7 @@ _LONGEST_NAME = 40
 _ATTEMPTS = 40
 _PAUSE_S = 0.025
 _CGROUPS = Path("/sys/fs/cgroup")
+_OURS = "lockstep-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ class Remains:
 
     @property
     def cgroup(self) -> str:
-        return f"lockstep-{self.id}"
+        return f"{_OURS}{self.id}"
 
 
 class Ledger:
@@ -74,7 +75,7 @@ class Ledger:
         token = new_token("s")
         remains = Remains(
             id=token,
-            directory=f"{_short_temporary_directory()}/lockstep-{token}",
+            directory=f"{_short_temporary_directory()}/{_OURS}{token}",
             owner_pid=os.getpid(),
             owner_started=_started(os.getpid()) or 0,
         )
@@ -196,8 +197,11 @@ def _cgroup_directories(name: str) -> Iterator[Path]:
 
 def _directories(path: str) -> list[str]:
     try:
-        with os.scandir(path) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(
+            path
+        ) as entries:  # nothing of ours is in another's: each look there is one the kernel remembers
+            others = (entry for entry in entries if not entry.name.startswith(_OURS))
+            return [entry.path for entry in others if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
 
