@@ -22,6 +22,7 @@ from commandline import (
     Agent,
     command,
     environment,
+    hear_interrupts,
     lockstep,
     make_agent,
     make_clerk,
@@ -126,8 +127,34 @@ def over_http(agent: Agent, *options: str, env: dict[str, str]) -> Iterator[tupl
         yield line.split(" at ")[1].strip(), process
     finally:
         process.terminate()
-        assert process.wait(timeout=60) in (0, -signal.SIGTERM, -signal.SIGKILL)
+        assert process.wait(timeout=60) in (0, -signal.SIGKILL)
         process.stderr.close()
+
+
+@pytest.mark.parametrize("face", [("--http", "0", "--open"), ()], ids=["http", "stdio"])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_that_is_told_to_stop_ends_in_order_and_leaves_no_sandbox(
+    clerk: Agent, tmp_path: Path, face: tuple[str, ...], told: signal.Signals
+) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    arguments = command("gateway", agent.directory, "--store", agent.store, *face)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        arguments, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=hear_interrupts
+    ) as process:
+        until = time.monotonic() + WAIT_S
+        while not _sandboxes(agent):  # one is made ready ahead of any call
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(told)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+    assert _sandboxes(agent) == []
+
+
+def _sandboxes(agent: Agent) -> list[Path]:
+    return list((agent.store / "sandboxes").glob("sandboxes/*.json"))
 
 
 def test_a_gateway_killed_in_a_call_leaves_it_in_doubt_and_the_next_does_not_repeat_it(tmp_path: Path) -> None:

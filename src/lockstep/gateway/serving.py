@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,13 @@ class Gateway:
 
 
 async def serve_one(gateway: Gateway, principal: Principal, session: str | None) -> None:
-    """Serve the process that started us over stdio, as this principal, in one session."""
-    name = session or new_token("stdio-")
-    async with _opened(gateway, lambda ctx: principal, name) as server:
-        await serve_stdio(server)
+    """Serve the process that started us over stdio, as this principal, in one session, until it is told to stop."""
+
+    async def serve() -> None:
+        async with _opened(gateway, lambda ctx: principal, session or new_token("stdio-")) as server:
+            await serve_stdio(server)
+
+    await _until_told_to_stop(serve())
 
 
 async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None:
@@ -69,13 +73,44 @@ async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None
         ConfigError: the address cannot be had.
     """
     listening = listen(host, port)
-    async with _opened(gateway, door.who, "") as server:
-        config = uvicorn.Config(
-            build_app(server, door), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=3
-        )
-        address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
-        print(f"lockstep: serving {gateway.agent} at {address}", file=sys.stderr, flush=True)
-        await uvicorn.Server(config).serve([listening])
+
+    async def serve() -> None:
+        async with _opened(gateway, door.who, "") as server:
+            config = uvicorn.Config(
+                build_app(server, door),
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=3,
+            )
+            web = _WebServer(config)
+            _when_told_to_stop(lambda: setattr(web, "should_exit", True))  # what is under way may end first
+            address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
+            print(f"lockstep: serving {gateway.agent} at {address}", file=sys.stderr, flush=True)
+            await web.serve([listening])
+
+    await _until_told_to_stop(serve())
+
+
+class _WebServer(uvicorn.Server):
+    """Leaves signals to us. Its own way is to die of them when it has stopped serving, before the rest has ended."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _until_told_to_stop(serving: Coroutine[Any, Any, None]) -> None:
+    """Serve until that ends, or SIGTERM or SIGINT comes: an end in order, with calls settled and no sandbox left."""
+    task = asyncio.create_task(serving)
+    _when_told_to_stop(task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _when_told_to_stop(stop: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 @asynccontextmanager
