@@ -24,6 +24,7 @@ builtin = "python"
 code = ["prices.csv"]
 timeout_s = 4
 late_s = 0
+retries = 0
 limits = { memory_mb = 256, processes = 8, file_mb = 4, disk_mb = 16, output_kb = 256 }
 """
 CANARY = "canary-41c9-that-only-the-host-knows"
