@@ -74,6 +74,10 @@ class Channel:
             left = left[os.write(self._replies, left) :]
 
 
+_REHEARSAL = b'{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"","arguments":{},"_meta":{}}}'
+"""A call of no tool, made of oneself while nobody waits: what it touches first is slow to touch in a sandbox."""
+
+
 def main(arguments: list[str]) -> None:
     """Serve the module named first in `arguments` until stdin ends; `--only a,b` offers just these tools."""
     limit_bytes = int(os.environ.get(OUTPUT_BYTES_ENV) or DEFAULT_OUTPUT_BYTES)
@@ -81,9 +85,11 @@ def main(arguments: list[str]) -> None:
     file, only = _options(arguments)
     try:
         toolbox = load(file, only)
-        for line in channel.requests():
+        for number, line in enumerate(channel.requests()):
             if reply := answer(line, toolbox, limit_bytes):
                 channel.reply(reply)
+            if number == 0:
+                answer(_REHEARSAL, toolbox, limit_bytes)
     except SystemExit as request:
         _leave(request.code)
     except KeyboardInterrupt:
