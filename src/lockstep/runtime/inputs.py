@@ -80,19 +80,9 @@ def input_question(state: State, call: CallState, tool: LockedTool | None) -> In
 
 def live_question(state: State, call: CallState, asked: Asked, tool: LockedTool | None) -> InputQuestion:
     """The question that the server of this call holds it open for."""
-    return InputQuestion(
-        run=state.run,
-        call=call.id,
-        agent=state.agent,
-        principal=state.principal,
-        input=call.live,
-        tool=call.name,
-        server=server_of(tool),
-        arguments=call.arguments,
-        round=1,
-        asked=asked,
-        expires_at_ms=now_ms() + int(ATTEND_S * 1000),
-    )
+    expires_at_ms = now_ms() + int(ATTEND_S * 1000)
+    held = replace(call, input=call.live, rounds=1, asked=asked.text, input_expires_ms=expires_at_ms)
+    return input_question(state, held, tool)
 
 
 def server_of(tool: LockedTool | None) -> str:
@@ -184,16 +174,20 @@ async def _attended(attendant: Attendant, state: State, call: CallState, asked: 
 def _given(
     asked: ev.InputAsked, responses: JsonObject | None, *, by: str, because: str = "", login: str = ""
 ) -> ev.InputGiven:
-    text = "" if responses is None else json.dumps(responses, separators=(",", ":"))
     return ev.InputGiven(
         call=asked.call,
         input=asked.input,
         digest=asked.digest,
-        responses=text,
+        responses=_as_text(responses),
         by=by,
         because=because,
         login=login,
     )
+
+
+def _as_text(responses: JsonObject | None) -> str:
+    """As the event holds them; empty where the server is told nothing."""
+    return "" if responses is None else json.dumps(responses, separators=(",", ":"))
 
 
 async def answer_input(journal: Journal, name: str, said: Said) -> State:
@@ -213,12 +207,11 @@ async def answer_input(journal: Journal, name: str, said: Said) -> State:
             raise InputError(problem, remedy="`lockstep approvals` shows what it takes.")
         said = replace(said, responses=cleaned(asked, said.responses))
     assert call.asked_digest is not None
-    text = "" if said.responses is None else json.dumps(said.responses, separators=(",", ":"))
     event = ev.InputGiven(
         call=call.id,
         input=call.input,
         digest=call.asked_digest,
-        responses=text,
+        responses=_as_text(said.responses),
         by=said.by,
         because=said.because,
         login=said.login,
