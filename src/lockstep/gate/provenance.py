@@ -13,7 +13,17 @@ from functools import lru_cache
 from lockstep.gate.needles import Needle
 from lockstep.gate.normal import PIECE, fold_text
 from lockstep.gate.passages import MAX_CHARACTERS, Passages, scalars_of
-from lockstep.gate.searching import MAX_REFS, NOWHERE, RANK, USUAL_CHARACTERS, Found, Prepared, Source, Trust
+from lockstep.gate.searching import (
+    MAX_REFS,
+    NOWHERE,
+    RANK,
+    USUAL_CHARACTERS,
+    Found,
+    Prepared,
+    Searchable,
+    Source,
+    Trust,
+)
 from lockstep.journal.events import Origin
 from lockstep.values import Json, JsonObject
 
@@ -82,7 +92,7 @@ def trace(
     """
     prepared = Prepared()
     for source in sources:
-        prepared.add(source, passages(source.text))
+        prepared.add(Searchable.of(source, passages(source.text)))
     return trace_prepared(arguments, prepared, known)
 
 

@@ -23,7 +23,8 @@ _QUALITY: Mapping[str, int] = {"normalised": 0, "part": 1, "exact": 2}
 MAX_REFS = 4
 USUAL_CHARACTERS = 200
 """Of a value that is worth remembering."""
-_FEW = 4
+_FEW = 48
+"""Sources that are looked at one by one; of more, an index by what they say leaves out most."""
 _MAX_KEPT = 500
 """Searches of one run."""
 
@@ -73,6 +74,11 @@ class Searchable:
         ceiling = RANK["trusted"] if written else rank
         return cls(source, source.call, passages, rank, ceiling, written, foreign)
 
+    @property
+    def untrusted(self) -> bool:
+        """Whether another party wrote it, or something in it."""
+        return not self.written and (self.rank <= RANK["untrusted"] or bool(self.foreign))
+
     def rank_at(self, pointer: str) -> int:
         """How far the passages at a pointer are trusted."""
         foreign = any(self.passages.pointers[passage] == pointer for passage in self.foreign)
@@ -86,23 +92,20 @@ class Searchable:
 class Prepared:
     """Sources that can be searched, in the order the model saw them. More may be added."""
 
-    __slots__ = ("_by_mark", "_by_ref", "_searches", "prepared")
+    __slots__ = ("_by_mark", "_by_ref", "_marked", "_searches", "prepared")
 
     def __init__(self) -> None:
         self.prepared: list[Searchable] = []
         self._by_ref: dict[str, int] = {}
         self._by_mark: defaultdict[str, list[int]] = defaultdict(list)
+        self._marked = 0
+        """How many of them are in the index by what they say: it is made when it is first needed."""
         self._searches: dict[Hashable, Search] = {}
 
-    def add(self, source: Source, passages: Passages) -> bool:
-        """Add the next source; says whether anything in it is untrusted."""
-        made = Searchable.of(source, passages)
-        number = len(self.prepared)
-        for mark in passages.marks:
-            self._by_mark[mark].append(number)
-        self._by_ref.setdefault(source.ref, number)
-        self.prepared.append(made)
-        return source.kind != "argument" and (made.rank <= RANK["untrusted"] or bool(made.foreign))
+    def add(self, source: Searchable) -> None:
+        """Add the next source."""
+        self._by_ref.setdefault(source.source.ref, len(self.prepared))
+        self.prepared.append(source)
 
     def place_of(self, ref: str) -> int | None:
         """Which source is called so."""
@@ -111,8 +114,15 @@ class Prepared:
     def before(self, place: int) -> Prepared:
         """The sources before this one, to be searched; nothing is added to what this gives."""
         earlier = Prepared()
-        earlier.prepared, earlier._by_mark = self.prepared[:place], self._by_mark
+        earlier.prepared, earlier._by_mark, earlier._marked = self.prepared[:place], self._index(), len(self.prepared)
         return earlier
+
+    def _index(self) -> defaultdict[str, list[int]]:
+        for number in range(self._marked, len(self.prepared)):
+            for mark in self.prepared[number].passages.marks:
+                self._by_mark[mark].append(number)
+        self._marked = max(self._marked, len(self.prepared))
+        return self._by_mark
 
     def search(self, needle: Needle, facts: Sequence[str]) -> Search:
         """The search for it, or for one of these facts, as far as it got: calls of a run have values in common."""
@@ -130,13 +140,15 @@ class Prepared:
         """Which sources are worth looking for it in, in order: those with its rarest word, or another sign of it."""
         if not needle.form:
             return range(len(self.prepared))
-        rarest = min([self._by_mark.get(piece, ()) for piece in needle.pieces], key=len)
-        others = self.with_any(self._by_mark.keys() & (needle.said | needle.begins))
+        index = self._index()
+        rarest = min([index.get(piece, ()) for piece in needle.pieces], key=len)
+        others = self.with_any(index.keys() & (needle.said | needle.begins))
         return sorted({*rarest, *others}) if rarest and others else rarest or others
 
     def with_any(self, marks: Collection[str]) -> Sequence[int]:
         """Which sources have one of these words or facts, in order."""
-        lists = [found for mark in marks if (found := self._by_mark.get(mark))]
+        index = self._index()
+        lists = [found for mark in marks if (found := index.get(mark))]
         if len(lists) < 2:
             return lists[0] if lists else ()
         return sorted({number for found in lists for number in found})

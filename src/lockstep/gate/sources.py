@@ -6,15 +6,16 @@ Everything follows from the state; what is kept between calls are prepared texts
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, zip_longest
+from typing import Generic, TypeVar
 
 from lockstep.agent.locked import LockedAgent
 from lockstep.gate.passages import Passages, pointer_and_above
 from lockstep.gate.pointing import Pointing
 from lockstep.gate.provenance import Known, known_of, trace_prepared
-from lockstep.gate.searching import RANK, Prepared, Source
+from lockstep.gate.searching import RANK, Prepared, Searchable, Source
 from lockstep.journal.events import Origin
 from lockstep.kernel.state import State
 from lockstep.model.port import AssistantMessage, Message, ToolMessage, UserMessage
@@ -71,21 +72,66 @@ class Provenance:
 
 
 @dataclass(slots=True)
+class _Reading:
+    """One run, as its messages are read one after another."""
+
+    earlier: bool = False
+    """Whether it is a run before the one that is judged."""
+    prefix: str = ""
+    """Of what is called by a run's own steps: empty in the run itself, its id and `/` in later ones."""
+    step: int = 0
+    asked: list[str] = field(default_factory=list)
+    """Calls of the newest step whose results are still to come."""
+
+
+@dataclass(slots=True)
 class _Shown:
     """What the model of one run was shown so far."""
 
     messages: list[Message] = field(default_factory=list)
     prepared: Prepared = field(default_factory=Prepared)
     read_untrusted: bool = False
-    prefix: str = ""
-    runs: int = 0
-    step: int = 0
-    asked: list[str] = field(default_factory=list)
+    reading: _Reading = field(default_factory=_Reading)
 
     def is_of(self, messages: Sequence[Message]) -> bool:
         """Whether these messages begin with those; they are the same objects as long as the process lives."""
         seen = len(self.messages)
         return seen <= len(messages) and (not seen or messages[seen - 1] is self.messages[-1])
+
+    def add(self, messages: Iterable[Message], sources: Iterable[Searchable]) -> None:
+        """Add messages with what can be found in them."""
+        self.messages.extend(messages)
+        for source in sources:
+            self.prepared.add(source)
+            self.read_untrusted = self.read_untrusted or source.untrusted
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Kept(Generic[K, V]):
+    """Things that could be made again, the least used of which are given up."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._characters = 0
+
+    def get(self, key: K) -> V | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept[0]
+
+    def keep(self, key: K, made: V, characters: int) -> V:
+        """Keep it, and count it as so many characters."""
+        _, before = self._kept.pop(key, (made, 0))
+        self._kept[key] = made, characters
+        self._characters += characters - before
+        while self._characters > _KEPT_CHARACTERS and len(self._kept) > 1:
+            self._characters -= self._kept.popitem(last=False)[1][1]
+        return made
 
 
 class Tracing:
@@ -96,8 +142,9 @@ class Tracing:
         self._private = frozenset(name for name, tool in agent.tools.items() if tool.output_private)
         self._known: dict[str, Known] = {}
         self._runs: OrderedDict[RunId, _Shown] = OrderedDict()
-        self._texts: OrderedDict[str, Passages] = OrderedDict()
-        self._characters = 0
+        self._texts: _Kept[str, Passages] = _Kept()
+        self._earlier: _Kept[str, tuple[Sequence[Message], Sequence[Searchable]]] = _Kept()
+        """By their prefix: runs of a session, which each of its later runs is shown."""
 
     def of_call(self, state: State, tool: str, arguments: JsonObject) -> Provenance:
         """Where these arguments of a call that was just asked for came from."""
@@ -121,34 +168,40 @@ class Tracing:
         if shown is None or not shown.is_of(messages):
             shown = self._runs[state.run] = _Shown()
             system = Source(ref="system", kind="system", trust="system", text=self._agent.system)
-            shown.prepared.add(system, self._passages(system.text))
+            shown.add((), [self._searchable(system)])
+            for prefix, earlier in _earlier_runs(state):
+                shown.add(earlier, self._sources_of(state, prefix, earlier))
         self._runs.move_to_end(state.run)
         if len(self._runs) > _KEPT_RUNS:
             self._runs.popitem(last=False)
         for message in messages[len(shown.messages) :]:
-            for source in self._sources(state, shown, message):
-                foreign = shown.prepared.add(source, self._passages(source.text))
-                shown.read_untrusted = shown.read_untrusted or foreign
-            shown.messages.append(message)
+            shown.add((message,), map(self._searchable, self._sources(state, shown.reading, message)))
         return shown
 
-    def _sources(self, state: State, shown: _Shown, message: Message) -> Iterator[Source]:
-        place = len(shown.messages)
+    def _sources_of(self, state: State, prefix: str, messages: Sequence[Message]) -> Sequence[Searchable]:
+        """What can be found in an earlier run."""
+        kept = self._earlier.get(prefix)
+        if kept is not None and kept[0] == messages:
+            return kept[1]
+        reading = _Reading(True, prefix)
+        made = [self._searchable(each) for message in messages for each in self._sources(state, reading, message)]
+        size = sum(len(each.source.text) + _KEPT_EACH for each in made)
+        return self._earlier.keep(prefix, (messages, made), size)[1]
+
+    def _sources(self, state: State, reading: _Reading, message: Message) -> Iterator[Source]:
+        prefix = reading.prefix
         if isinstance(message, UserMessage):
-            earlier = place < state.history
-            shown.prefix = f"{state.previous[shown.runs]}/" if earlier and shown.runs < len(state.previous) else ""
-            shown.runs, shown.step = shown.runs + 1, 0
-            yield Source(ref=f"{shown.prefix}input", kind="user", trust="user", text=message.text)
+            yield Source(ref=f"{prefix}input", kind="user", trust="user", text=message.text)
         elif isinstance(message, AssistantMessage):
-            shown.step += 1
-            shown.asked = [f"{shown.step}.{position}" for position in range(len(message.calls))]
-            for call, each in zip(shown.asked, message.calls, strict=True):
-                ref = f"{shown.prefix}{call}/arguments"
+            reading.step += 1
+            reading.asked = [f"{reading.step}.{position}" for position in range(len(message.calls))]
+            for call, each in zip(reading.asked, message.calls, strict=True):
+                ref = f"{prefix}{call}/arguments"
                 yield Source(ref=ref, kind="argument", trust="none", text=each.arguments, tool=each.name)
         else:
-            call = shown.asked.pop(0) if shown.asked else ""
-            if place < state.history or not _is_ours(state, call):
-                yield self._result(f"{shown.prefix}{call}/result", message)
+            call = reading.asked.pop(0) if reading.asked else ""
+            if reading.earlier or not _is_ours(state, call):
+                yield self._result(f"{prefix}{call}/result", message)
 
     def _result(self, ref: str, message: ToolMessage) -> Source:
         tool = self._agent.tools.get(message.name)
@@ -161,17 +214,20 @@ class Tracing:
             untrusted_fields=tool.untrusted_fields if tool is not None else (),
         )
 
+    def _searchable(self, source: Source) -> Searchable:
+        return Searchable.of(source, self._passages(source.text))
+
     def _passages(self, text: str) -> Passages:
-        kept = self._texts.get(text)
-        if kept is not None:
-            self._texts.move_to_end(text)
-            return kept
-        made = self._texts[text] = Passages(text)
-        self._characters += len(text) + _KEPT_EACH
-        while self._characters > _KEPT_CHARACTERS and len(self._texts) > 1:
-            dropped, _ = self._texts.popitem(last=False)
-            self._characters -= len(dropped) + _KEPT_EACH
-        return made
+        return self._texts.get(text) or self._texts.keep(text, Passages(text), len(text) + _KEPT_EACH)
+
+
+def _earlier_runs(state: State) -> Iterator[tuple[str, Sequence[Message]]]:
+    """The runs before it that its model was shown: what their calls begin with, and their messages."""
+    history = state.transcript.messages[: state.history]
+    begins = [place for place, message in enumerate(history) if isinstance(message, UserMessage) or not place]
+    runs = state.previous[: len(begins)]
+    for run, begin, end in zip_longest(runs, begins, [*begins[1:], len(history)]):
+        yield f"{run}/" if run else "", history[begin:end]
 
 
 def _short(origin: Origin) -> Origin:
