@@ -63,7 +63,7 @@ def apply(state: State, event: ev.Event, at_ms: int) -> State:
     changes = _APPLY[event.TYPE](state, event, at_ms)
     if state.status is Status.SUSPENDED:
         changes["waited_ms"] = state.waited_ms + at_ms - state.last_at_ms
-    return replace(state, next_seq=state.next_seq + 1, last_at_ms=at_ms, **changes)
+    return state.changed(next_seq=state.next_seq + 1, last_at_ms=at_ms, **changes)
 
 
 def _run_started(state: State, event: ev.RunStarted, at_ms: int) -> _Changes:
@@ -327,7 +327,7 @@ def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
     # A call that had been let go and is run again may have been carried out.
     changes: dict[Phase, _Changes] = {Phase.DOUBTED: anew, Phase.INTENDED: {"unsure": True}}
     return {
-        "calls": tuple(replace(call, **changes.get(call.phase, {})) for call in state.calls),
+        "calls": tuple(call.changed(**changes.get(call.phase, {})) for call in state.calls),
         "status": Status.RUNNING,
         "suspended_for": "",
         "message": "",
@@ -381,7 +381,7 @@ def _with_call(state: State, call_id: str, changes: _Changes) -> _Changes:
 
 
 def _changed(calls: tuple[CallState, ...], call_id: str, changes: _Changes) -> tuple[CallState, ...]:
-    return tuple(replace(call, **changes) if call.id == call_id else call for call in calls)
+    return tuple(call.changed(**changes) if call.id == call_id else call for call in calls)
 
 
 def _with_receipt(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any, Self
 
 from lockstep.kernel.transcript import Transcript
 from lockstep.kernel.usage import Usage
@@ -34,8 +35,21 @@ class Status(StrEnum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallState:
+class Changing:
+    """A frozen value of many fields, a few of which each event changes. Has no slots: `dataclasses.replace` sets every
+    field of a frozen class anew, which was a sixth of what a call costs."""
+
+    def changed(self, **changes: Any) -> Self:
+        """The same with other values in these fields."""
+        if not changes.keys() <= self.__dict__.keys():
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(changes.keys() - self.__dict__.keys()))}")
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, **changes)
+        return new
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallState(Changing):
     """A requested call and what became of it."""
 
     id: str
@@ -194,8 +208,8 @@ class Totals:
     reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class State:
+@dataclass(frozen=True, kw_only=True)
+class State(Changing):
     """Everything a decision may look at."""
 
     run: RunId

@@ -263,7 +263,7 @@ class Driver:
     def _informed(self, live: Live) -> State:
         """The state as a decision needs it: with what the other runs under shared limits have used by now."""
         if self._spending.counts:
-            live.state = replace(live.state, others=self._spending.driving(live.state))
+            live.state = live.state.changed(others=self._spending.driving(live.state))
         return live.state
 
     async def _perform(self, live: Live, command: do.Command) -> None:
@@ -316,7 +316,7 @@ class Driver:
         tool = self.agent.tools.get(call.name)
         if tool is None or not tool.once_for_principal:
             return state
-        return replace(state, receipts=await self._elsewhere.standing(state))
+        return state.changed(receipts=await self._elsewhere.standing(state))
 
     async def _ask(self, live: Live, call: CallState) -> None:
         """Ask for approval; answered at once where somebody gave it beforehand for calls like this one."""
