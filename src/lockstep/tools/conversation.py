@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +40,8 @@ _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
 _MAX_NOTICE_BYTES = 16 * 2**10
 _PASSING_STATUS = frozenset({408, 425, 429, 502, 503, 504})
+_FRESH_S = 2.0
+"""How long after a call what a server then said it offers holds for its next one."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +55,10 @@ class Ready:
     met: bool = True
     live: dict[str, Mapping[str, JsonObject]] = field(default_factory=dict)
     """By method (of tools, empty; else one of `agent.context`): the definitions that its calls are held against."""
+    learnt: float = 0.0
+    """When it last said what it offers, after a call."""
+    looking: asyncio.Task[None] | None = None
+    """Asks it again after a call, while nobody waits."""
 
     async def learn(self, method: str) -> Mapping[str, JsonObject]:
         """Ask what it offers of this method.
@@ -62,6 +69,16 @@ class Ready:
         found = self.live[method] = await live(self.client, method)
         return found
 
+    def look_ahead(self, tool: LockedTool) -> None:
+        """Ask it again for its next call, while nobody waits."""
+
+        async def look() -> None:
+            with contextlib.suppress(ProcessEnded, ServerError, BadReply):  # the next call asks, and is told
+                await self.learn(tool.method)
+                self.learnt = time.monotonic()
+
+        self.looking = asyncio.create_task(look())
+
     async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
         """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
 
@@ -70,6 +87,11 @@ class Ready:
         if not self.met:
             await self.client.resume(tool.protocol)
             self.met = True
+        if self.looking is not None:
+            await self.looking
+            self.looking = None
+            if time.monotonic() - self.learnt > _FRESH_S:
+                self.live.clear()
         known = self.live.get(tool.method)
         offered = await self.learn(tool.method) if known is None else known
         self.live.clear()  # from here on it may be another's
@@ -142,6 +164,7 @@ async def converse(
         return _with_declined(_failed(call.tool, error, process, sent=True), ready.client.declined)
     finally:
         clock.stop()
+        ready.client.ask = None
 
 
 class _Clock:

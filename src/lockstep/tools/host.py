@@ -105,6 +105,8 @@ class SandboxedTools:
                 lease.process.admit(permit, call.digest, _identity(call), values)
                 outcome = await converse(lease.ready, call, lease.process, on_overdue, ask)
                 lease.spoiled = outcome.kind in _SPOILS
+                if call.tool.run_lifetime and not call.tool.remote and not lease.spoiled:
+                    lease.ready.look_ahead(call.tool)
             return _with_use(outcome, choice, lease)
         except NotServing as error:
             return replace(error.outcome, tier=tier, degraded=degraded)
