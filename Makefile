@@ -19,6 +19,8 @@ INJECTIONS := $(LOCKSTEP_DATA)/agentdojo_gpt-4o_banking+slack.jsonl.zst
 RECORDING ?=
 LIMIT ?=
 UPGRADE ?=
+# Images of containers set this; without bytecode every start of `lockstep` compiles all it imports, at twice the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates

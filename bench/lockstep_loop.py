@@ -14,7 +14,8 @@ from workload import FINAL_TEXT, USER_MESSAGE, Options, Script, parse_options, r
 
 from lockstep import tool
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import Lock, resolve, to_text
+from lockstep.agent.lock import Lock, to_text
+from lockstep.agent.resolve import resolve
 from lockstep.journal.events import RunStarted
 from lockstep.model.port import AskedCall, OnText, Prompt, Reply, Settings
 from lockstep.tools.inprocess import InProcessTools

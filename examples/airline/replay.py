@@ -25,8 +25,8 @@ sys.path.insert(0, str(HERE))
 from data import DataError, Recording, data_directory, load_recordings, load_world  # noqa: E402
 from service import AirlineService, serve  # noqa: E402
 
+from lockstep.agent.from_lock import locked_agent  # noqa: E402
 from lockstep.agent.lock import LOCK_FILE, to_text  # noqa: E402
-from lockstep.agent.locked import locked_agent  # noqa: E402
 from lockstep.errors import LockstepError  # noqa: E402
 from lockstep.journal.events import RunStarted  # noqa: E402
 from lockstep.journal.port import Journal  # noqa: E402

@@ -13,7 +13,8 @@ from records import Record
 from world import SuiteTools, World
 
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import Lock, resolve, to_text
+from lockstep.agent.lock import Lock, to_text
+from lockstep.agent.resolve import resolve
 from lockstep.gate.approvals import Terms
 from lockstep.journal.events import RunStarted
 from lockstep.journal.port import Journal

@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx2
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import read_lock, to_text, write_lock
-from lockstep.agent.locked import LockedTool, locked_agent
+from lockstep.agent.locked import LockedTool
 from lockstep.cli.stores import opened
 from lockstep.errors import ConfigError, LockstepError
 from lockstep.journal.events import RunStarted

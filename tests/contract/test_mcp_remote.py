@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import read_lock, to_text, write_lock
-from lockstep.agent.locked import locked_agent
 from lockstep.cli.stores import opened
 from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted

@@ -27,7 +27,7 @@ Examples = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_examples), Fie
 class CheckSection(BaseModel):
     """A world that may be changed at will. `{port}` and `{scratch}` in commands: its port, its own directory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     start: tuple[str, ...] = Field(min_length=1)
     """The command that serves it on 127.0.0.1 at `{port}`, started in the agent's directory, anew for each tool."""

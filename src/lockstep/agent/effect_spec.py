@@ -29,7 +29,7 @@ Reference = Annotated[str, AfterValidator(_reference)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class ReleaseRule(_Section):

@@ -26,7 +26,7 @@ _SECRET = re.compile(r"authorization|cookie|.*(?:api[-_]?key|token|secret|passwo
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class WorkingFiles(_Section):

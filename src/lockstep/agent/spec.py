@@ -28,7 +28,7 @@ Flag = Annotated[bool, Strict()]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 Isolation = Literal["microvm", "gvisor", "process"]

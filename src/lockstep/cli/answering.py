@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from json import dumps
@@ -16,10 +16,8 @@ from rich.console import Console
 from lockstep.agent.locked import LockedAgent
 from lockstep.cli.asking import print_question, question_as_json
 from lockstep.cli.inputs import AtTheTerminal, ask_input, input_as_json, print_input, said
-from lockstep.cli.report import FINISHED, unreadable_as_json, waiting_as_json
-from lockstep.cli.show import unreadable_text
 from lockstep.cli.stores import existing, looking
-from lockstep.cli.terminal import account, console, is_interactive, one_line, plain, print_json, read_line, user
+from lockstep.cli.terminal import account, console, is_interactive, one_line, plain, read_line, user
 from lockstep.errors import ApprovalError, InputError, LockError, StoreBusy
 from lockstep.journal.events import RunStarted
 from lockstep.journal.inbox import Answer as Left
@@ -31,7 +29,7 @@ from lockstep.runtime.driver import Driver
 from lockstep.runtime.inputs import InputQuestion, Said, answer_input, asked_input, input_question, waiting_input
 from lockstep.runtime.live import Attendant
 from lockstep.runtime.questions import Question, question_of
-from lockstep.runtime.reading import Unreadable, Waiting, read_run, unfinished, waiting
+from lockstep.runtime.reading import Waiting, read_run
 from lockstep.tools.inputs import parse
 from lockstep.values import RunId
 from lockstep.wiring.approving import agent_of, terms_now
@@ -40,37 +38,15 @@ _BUSY_S = 3.0
 """How long an answer waits for whoever writes to the store at this moment."""
 
 
-async def approvals(store: Path | None, json: bool) -> int:
-    async with looking(store) as journal:
-        open_runs = await unfinished(journal)
-        items = [(item, await _question(journal, item.state, item.call)) for item in waiting(open_runs)]
-    if json:
-        listed = [waiting_as_json(item) | _as_json(asked) for item, asked in items]
-        print_json({"waiting": listed, "unreadable": unreadable(open_runs)})
-        return FINISHED
-    out = console()
-    for item, asked in items:
-        _print_waiting(out, item, asked)
-    broken = [run for run in open_runs if isinstance(run, Unreadable)]
-    for run in broken:
-        out.print(f"[red]unreadable[/] run {run.row.run} for {plain(run.row.principal)}: {unreadable_text(run)}")
-    if not items:
-        out.print("nothing waits for a person" if not broken else "nothing else waits for a person")
-    return FINISHED
-
-
-def unreadable(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
-    """Those of the runs that cannot be read, for JSON."""
-    return [unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
-
-
-def _as_json(asked: Question | InputQuestion | None) -> dict[str, Any]:
+def asked_as_json(asked: Question | InputQuestion | None) -> dict[str, Any]:
+    """What `approvals --json` adds to a call that waits."""
     if isinstance(asked, InputQuestion):
         return input_as_json(asked)
     return question_as_json(asked) if asked else {}
 
 
-def _print_waiting(out: Console, item: Waiting, asked: Question | InputQuestion | None) -> None:
+def print_waiting(out: Console, item: Waiting, asked: Question | InputQuestion | None) -> None:
+    """A call that waits for a person, with all there is to decide by."""
     call, state = item.call, item.state
     if call.phase is Phase.DOUBTED:
         named = f"[bold]{plain(call.name)}[/] {one_line(call.arguments)}"
@@ -88,7 +64,7 @@ def _print_waiting(out: Console, item: Waiting, asked: Question | InputQuestion 
     out.print(f"    {plain(call.question)}")
 
 
-async def _question(journal: Journal, state: State, call: CallState) -> Question | InputQuestion | None:
+async def question_for(journal: Journal, state: State, call: CallState) -> Question | InputQuestion | None:
     """What is asked; None of a call in doubt, or where the run's own lock is not readable."""
     if call.phase is Phase.DOUBTED:
         return None
@@ -180,7 +156,7 @@ async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state:
         if call is None:
             break
         out.print()
-        asked = await _question(journal, state, call)
+        asked = await question_for(journal, state, call)
         if isinstance(asked, Question):
             print_question(out, asked)
         else:
@@ -199,7 +175,7 @@ async def ask_in_terminal(out: Console, driver: Driver, journal: Journal, state:
 
 async def _answer_here(out: Console, journal: Journal, state: State, call: CallState) -> bool:
     """Ask the person at the terminal what a server wants to know; whether they said something."""
-    question = await _question(journal, state, call)
+    question = await question_for(journal, state, call)
     assert isinstance(question, InputQuestion)
     out.print()
     print_input(out, question)

@@ -2,99 +2,127 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from pathlib import Path
 
-import typer
+import click
 
 from lockstep.cli.ending import finish
-from lockstep.cli.options import AgentDir, ByOption, JsonOption, StoreOption
+from lockstep.cli.options import agent_argument, because_option, by_option, json_option, store_option
 
-ApprovalArg = Annotated[str, typer.Argument(metavar="ID")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Drive the run on at once.")]
-DigestOption = Annotated[str, typer.Option("--digest", help="What you were shown; an answer to anything else is none.")]
+id_argument = click.argument("approval", metavar="ID", help="As `lockstep approvals` lists it.")
+resume_option = click.option("--resume", is_flag=True, help="Drive the run on at once.")
+digest_option = click.option(
+    "--digest", default="", metavar="SHA256", help="What you were shown; an answer to anything else is none."
+)
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: click.Group) -> None:
     """Make these commands part of the command line."""
     for command in (approvals, approve, refuse, answer, allow, revoke):
-        app.command()(command)
+        app.add_command(command)
 
 
-def approvals(
-    standing: Annotated[bool, typer.Option("--standing", help="Those given beforehand instead.")] = False,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@click.command()
+@click.option("--standing", is_flag=True, help="Those given beforehand instead.")
+@store_option
+@json_option
+def approvals(standing: bool, store: Path | None, json: bool) -> None:
     """List what waits for a person: the call, where its arguments came from, the rule, the cost, what refusing does."""
-    from lockstep.cli import answering
-    from lockstep.cli import standing as given
+    if standing:
+        from lockstep.cli import standing as given
 
-    finish(given.listing(store, json) if standing else answering.approvals(store, json), json=json)
+        finish(given.listing(store, json), json=json)
+    from lockstep.cli import reading
+
+    finish(reading.approvals(store, json), json=json)
 
 
-def approve(
-    approval: ApprovalArg,
-    because: Annotated[str, typer.Option(help="For the record.")] = "",
-    by: ByOption = "",
-    digest: DigestOption = "",
-    resume: ResumeOption = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@id_argument
+@click.option("--because", default="", metavar="TEXT", help="For the record.")
+@by_option
+@digest_option
+@resume_option
+@store_option
+def approve(approval: str, because: str, by: str, digest: str, resume: bool, store: Path | None) -> None:
     """Approve exactly the call that was shown."""
     from lockstep.cli import commands
 
     finish(commands.answer(store, approval, given=True, by=by, because=because, digest=digest, resume=resume))
 
 
-def refuse(
-    approval: ApprovalArg,
-    because: Annotated[str, typer.Option(help="Told to the model.")] = "",
-    by: ByOption = "",
-    digest: DigestOption = "",
-    resume: ResumeOption = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@id_argument
+@click.option("--because", default="", metavar="TEXT", help="Told to the model.")
+@by_option
+@digest_option
+@resume_option
+@store_option
+def refuse(approval: str, because: str, by: str, digest: str, resume: bool, store: Path | None) -> None:
     """Refuse a call that waits for approval."""
     from lockstep.cli import commands
 
     finish(commands.answer(store, approval, given=False, by=by, because=because, digest=digest, resume=resume))
 
 
+@click.command()
+@click.argument("name", metavar="ID", help="As `lockstep approvals` lists it.")
+@click.option(
+    "--field",
+    "fields",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="One value; repeatable, also for several of a choice.",
+)
+@click.option("--accept", is_flag=True, help="With the fields given and the form's defaults.")
+@click.option("--decline", is_flag=True, help="The server is told no.")
+@click.option("--cancel", is_flag=True, help="The server is told that nobody chose.")
+@click.option("--because", default="", metavar="TEXT", help="For the record; the server is not told.")
+@by_option
+@resume_option
+@store_option
 def answer(
-    name: Annotated[str, typer.Argument(metavar="ID")],
-    field: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads this at run time
-        typer.Option("--field", metavar="NAME=VALUE", help="One value; repeatable, also for several of a choice."),
-    ] = None,
-    accept: Annotated[bool, typer.Option("--accept", help="With the fields given and the form's defaults.")] = False,
-    decline: Annotated[bool, typer.Option("--decline", help="The server is told no.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="The server is told that nobody chose.")] = False,
-    because: Annotated[str, typer.Option(help="For the record; the server is not told.")] = "",
-    by: ByOption = "",
-    resume: ResumeOption = False,
-    store: StoreOption = None,
+    name: str,
+    fields: tuple[str, ...],
+    accept: bool,
+    decline: bool,
+    cancel: bool,
+    because: str,
+    by: str,
+    resume: bool,
+    store: Path | None,
 ) -> None:
     """Answer the server of a tool that asked for input: with values, or with no."""
     from lockstep.cli import commands
 
-    words = {"accept": accept or bool(field), "decline": decline, "cancel": cancel}
-    finish(commands.answer_server(store, name, field or (), words, by=by, because=because, resume=resume))
+    words = {"accept": accept or bool(fields), "decline": decline, "cancel": cancel}
+    finish(commands.answer_server(store, name, fields, words, by=by, because=because, resume=resume))
 
 
+@click.command()
+@agent_argument
+@click.option("--tool", required=True, metavar="TOOL", help="Calls of this tool, and no other.")
+@click.option("--for", "lasting", required=True, metavar="TIME", help="How long it stands: 30m, 8h, 2d.")
+@click.option(
+    "--where", metavar="POINTER=VALUE", multiple=True, help="Only where this argument is exactly that; repeatable."
+)
+@click.option("--times", type=click.IntRange(min=1), help="For so many calls at most.")
+@click.option("--as", "principal", default="", metavar="NAME", help="Only for runs on this one's behalf.")
+@because_option
+@by_option
+@store_option
+@json_option
 def allow(
-    agent: AgentDir,
-    tool: Annotated[str, typer.Option("--tool", help="Calls of this tool, and no other.")],
-    lasting: Annotated[str, typer.Option("--for", metavar="TIME", help="How long it stands: 30m, 8h, 2d.")],
-    where: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads this at run time
-        typer.Option("--where", metavar="POINTER=VALUE", help="Only where this argument is exactly that; repeatable."),
-    ] = None,
-    times: Annotated[Optional[int], typer.Option("--times", min=1, help="For so many calls at most.")] = None,  # noqa: UP045
-    principal: Annotated[str, typer.Option("--as", help="Only for runs on this one's behalf.")] = "",
-    because: Annotated[str, typer.Option(help="Why; for the record.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-    json: JsonOption = False,
+    agent: Path,
+    tool: str,
+    lasting: str,
+    where: tuple[str, ...],
+    times: int | None,
+    principal: str,
+    because: str,
+    by: str,
+    store: Path | None,
+    json: bool,
 ) -> None:
     """Approve calls beforehand: of one tool, under the lock as it is now, for a time."""
     from lockstep.cli import standing
@@ -102,7 +130,7 @@ def allow(
     asked = standing.Allowing(
         agent=agent,
         tool=tool,
-        where=where or (),
+        where=where,
         lasting=lasting,
         times=times,
         principal=principal,
@@ -112,12 +140,12 @@ def allow(
     finish(standing.allow(asked, store, json), json=json)
 
 
-def revoke(
-    approval: ApprovalArg,
-    because: Annotated[str, typer.Option(help="Why; for the record.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@id_argument
+@because_option
+@by_option
+@store_option
+def revoke(approval: str, because: str, by: str, store: Path | None) -> None:
     """Take a standing approval back, at once."""
     from lockstep.cli import standing
 

@@ -1,4 +1,7 @@
-"""What each command does. Every function returns its exit code; what a user got wrong is raised as LockstepError."""
+"""What each command does that runs or changes something. Every function returns its exit code.
+
+What a user got wrong is raised as LockstepError.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,28 @@ from typing import Literal
 from rich.console import Console
 
 from lockstep.agent.diff import diff as diff_locks
-from lockstep.agent.load import read_text
+from lockstep.agent.files import read_text
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import Lock, from_text, read_lock, to_text
-from lockstep.agent.locked import locked_agent
 from lockstep.cli import answering, scaffold
 from lockstep.cli.report import (
     BAD_INPUT,
     FINISHED,
-    INTERNAL,
     as_json,
     exit_code,
-    row_as_json,
 )
-from lockstep.cli.saving import save_attachments
-from lockstep.cli.show import Live, pin_differences, print_changes, print_result, print_row, print_run, print_trace
-from lockstep.cli.stores import existing, find, looking, opened
-from lockstep.cli.terminal import account, console, count, plain, print_json, user
+from lockstep.cli.show import Live, print_changes, print_result
+from lockstep.cli.stores import existing, find, opened
+from lockstep.cli.terminal import account, console, plain, print_json, user
 from lockstep.cli.tool_pins import approve_tools
 from lockstep.errors import ConfigError
 from lockstep.journal.events import RunStarted
 from lockstep.journal.stops import require_running
 from lockstep.kernel.state import State, Status
-from lockstep.runtime.answers import Answer, settle
+from lockstep.runtime.answers import Answer
 from lockstep.runtime.answers import cancel as cancel_run
-from lockstep.runtime.reading import read_row, read_run, read_state, verify_run
-from lockstep.runtime.recording import recording_of
+from lockstep.runtime.answers import settle as settle_call
+from lockstep.runtime.reading import lock_of_run, read_state
 from lockstep.values import RunId, Tier, new_token
 from lockstep.wiring import locking, models, running, stores
 from lockstep.wiring.stores import Store
@@ -138,47 +138,6 @@ async def run(asked: RunRequest) -> int:
             return _report(out, state, asked.json, live)
 
 
-async def runs(store: Path | None, session: str | None, limit: int, json: bool) -> int:
-    async with looking(store) as journal:
-        rows = [(row, await read_row(journal, row)) for row in await journal.runs(session=session, limit=limit)]
-    if json:
-        listed = [row_as_json(row, state) for row, state in rows if isinstance(state, State)]
-        print_json({"runs": listed, "unreadable": answering.unreadable(state for _, state in rows)})
-        return FINISHED
-    out = console()
-    for row, state in rows:
-        print_row(out, row, state)
-    if not rows:
-        out.print("no runs yet")
-    return FINISHED
-
-
-async def show(store: Path | None, name: str, json: bool, save: Path | None) -> int:
-    async with looking(store) as journal:
-        run_id = await find(journal, name)
-        started, _ = await running.lock_of_run(journal, run_id)
-        state = await read_state(journal, run_id)
-        differences = pin_differences(await read_run(journal, run_id))
-    if json:
-        print_json(as_json(state, differences))
-    else:
-        print_run(console(), state, started.drift, differences)
-    if save is not None:
-        saved = save_attachments(save, state)
-        for path in saved:
-            console(stderr=json).print(f"wrote {plain(str(path))}")
-        if not saved:
-            console(stderr=json).print("this run kept no images and no files")
-    return FINISHED
-
-
-async def trace(store: Path | None, name: str) -> int:
-    async with looking(store) as journal:
-        run_id = await find(journal, name)
-        print_trace(console(), await read_run(journal, run_id), await read_state(journal, run_id))
-    return FINISHED
-
-
 async def answer(
     store: Path | None, approval: str, *, given: bool, by: str, because: str, digest: str, resume: bool
 ) -> int:
@@ -215,8 +174,21 @@ async def resume(store: Path | None, name: str, *, happened: bool | None, result
         run_id = await find(journal, name)
         if happened is not None:
             require_running(journal, (await read_state(journal, run_id)).agent)
-            await settle(journal, run_id, happened=happened, by=by or user(), result=result)
+            await settle_call(journal, run_id, happened=happened, by=by or user(), result=result)
     return await _resume(store, run_id, by=by, json=json)
+
+
+async def settle(store: Path | None, name: str, *, happened: bool, result: str, by: str) -> int:
+    if result and not happened:
+        raise ConfigError("--result says what a call answered that happened.", remedy="Give it with --happened.")
+    run, _, call_id = name.partition("/")
+    async with opened(existing(store)) as journal:
+        run_id = await find(journal, run)
+        call = await settle_call(journal, run_id, call_id, happened=happened, by=by or user(), result=result)
+    word = "happened" if happened else "did not happen"
+    out = console()
+    out.print(f"settled {run_id}/{call.id}: {plain(call.name)} {word}; `lockstep resume {run_id}` drives the run on")
+    return FINISHED
 
 
 async def cancel(store: Path | None, name: str, by: str) -> int:
@@ -226,41 +198,6 @@ async def cancel(store: Path | None, name: str, by: str) -> int:
         async with stores.opened_tools(where) as tools:
             await tools.sweep()
     print_result(console(), state)
-    return FINISHED
-
-
-async def verify(store: Path | None, name: str, json: bool) -> int:
-    async with looking(store) as journal:
-        run_id = await find(journal, name)
-        seen = await verify_run(journal, run_id)
-    whole = seen.broken_seq is None
-    if json:
-        print_json(
-            {
-                "run_id": run_id,
-                "whole": whole,
-                "events": seen.events,
-                "head": seen.head,
-                "broken_event": seen.broken_seq,
-                "problem": seen.problem or None,
-            }
-        )
-    elif whole:
-        console().print(f"run {run_id}: {count(seen.events, 'event')}, chain whole, head {seen.head[:16]}")
-    else:
-        console().print(f"run {run_id}: [red]broken[/]: {plain(seen.problem)}")
-    return FINISHED if whole else INTERNAL
-
-
-async def record(store: Path | None, name: str, file: Path) -> int:
-    from lockstep.model.recording import write_recording
-
-    async with looking(store) as journal:
-        run_id = await find(journal, name)
-        recording = recording_of(await read_run(journal, run_id))
-    write_recording(file, recording)
-    replies = f"{len(recording.turns)} {'reply' if len(recording.turns) == 1 else 'replies'} of {recording.model}"
-    console().print(f"wrote {plain(f'{file}: {replies}; run it with --model recorded:{file}')}")
     return FINISHED
 
 
@@ -293,7 +230,7 @@ async def _resume(store: Path | None, run_id: RunId, *, by: str, json: bool) -> 
     where = existing(store)
     out = console(stderr=json)
     async with opened(where) as journal:
-        started, locked = await running.lock_of_run(journal, run_id)
+        started, locked = await lock_of_run(journal, run_id)
         state = await read_state(journal, run_id)
         if state.status is Status.FINISHED:
             return _report(out, state, json, None)

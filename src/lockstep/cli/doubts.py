@@ -1,17 +1,15 @@
-"""`lockstep doubts` and `lockstep settle`: effects whose outcome nobody knows, and what a person found out."""
+"""`lockstep doubts`: effects whose outcome nobody knows."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
 
-from lockstep.cli.report import FINISHED, unreadable_as_json, waiting_as_json
+from lockstep.cli.report import FINISHED, unreadable, waiting_as_json
 from lockstep.cli.show import unreadable_text
-from lockstep.cli.stores import existing, find, looking, opened
-from lockstep.cli.terminal import console, one_line, plain, print_json, user
-from lockstep.errors import ConfigError
+from lockstep.cli.stores import looking
+from lockstep.cli.terminal import console, one_line, plain, print_json
 from lockstep.kernel.state import Status
-from lockstep.runtime.answers import settle as settle_call
 from lockstep.runtime.reading import Unreadable
 from lockstep.runtime.reading import doubts as read_doubts
 
@@ -23,7 +21,7 @@ async def doubts(store: Path | None, json: bool) -> int:
     items = [each for each in found if not isinstance(each, Unreadable)]
     if json:
         listed = [waiting_as_json(item) | {"finished": item.state.status is Status.FINISHED} for item in items]
-        print_json({"doubts": listed, "unreadable": [unreadable_as_json(each) for each in broken]})
+        print_json({"doubts": listed, "unreadable": unreadable(broken)})
         return FINISHED
     out = console()
     for item in items:
@@ -40,17 +38,4 @@ async def doubts(store: Path | None, json: bool) -> int:
         out.print(f"[red]unreadable[/] run {each.row.run} for {plain(each.row.principal)}: {unreadable_text(each)}")
     if not found:
         out.print("nothing is in doubt")
-    return FINISHED
-
-
-async def settle(store: Path | None, name: str, *, happened: bool, result: str, by: str) -> int:
-    if result and not happened:
-        raise ConfigError("--result says what a call answered that happened.", remedy="Give it with --happened.")
-    run, _, call_id = name.partition("/")
-    async with opened(existing(store)) as journal:
-        run_id = await find(journal, run)
-        call = await settle_call(journal, run_id, call_id, happened=happened, by=by or user(), result=result)
-    word = "happened" if happened else "did not happen"
-    out = console()
-    out.print(f"settled {run_id}/{call.id}: {plain(call.name)} {word}; `lockstep resume {run_id}` drives the run on")
     return FINISHED

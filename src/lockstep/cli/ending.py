@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import typer
+import click
 
 
 def finish(task: Coroutine[Any, Any, int], *, json: bool = False) -> None:
@@ -20,14 +20,14 @@ def finish(task: Coroutine[Any, Any, int], *, json: bool = False) -> None:
 
     try:
         code = asyncio.run(task)
-    except KeyboardInterrupt as error:  # here, because typer has an end of its own for it
+    except KeyboardInterrupt as error:  # here, because click has an end of its own for it
         _print_error(error, json)
         code = say(error)
     except Exception as error:
         _print_error(error, json)
         raise
     sys.stdout.flush()  # here and not at exit, so that a closed pipe ends quietly
-    raise typer.Exit(code)
+    raise click.exceptions.Exit(code)
 
 
 class _Said(NamedTuple):

@@ -16,10 +16,9 @@ from lockstep.cli.show import duration
 from lockstep.cli.stores import find, looking
 from lockstep.cli.terminal import console, count, one_line, plain, print_json
 from lockstep.errors import RunError
-from lockstep.runtime.reading import read_run
+from lockstep.runtime.reading import lock_of_run, read_run
 from lockstep.telemetry.rounds import Input
 from lockstep.telemetry.why import Action, Argument, Cost, End, Interruption, Why, explain
-from lockstep.wiring import running
 
 _SHOWN_CHARS = 300
 _HOW = {"exact": "exact in", "part": "part of", "normalised": "as", "composed": "composed of"}
@@ -28,7 +27,7 @@ _HOW = {"exact": "exact in", "part": "part of", "normalised": "as", "composed": 
 async def why(store: Path | None, name: str, call: str | None, json: bool) -> int:
     async with looking(store) as journal:
         run = await find(journal, name)
-        _, lock = await running.lock_of_run(journal, run)
+        _, lock = await lock_of_run(journal, run)
         account = explain(run, await read_run(journal, run), lock)
     one = None if call is None else _chosen(account, call)
     if json:

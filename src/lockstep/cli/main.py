@@ -8,26 +8,39 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Literal
 
-import typer
+import click
 
+from lockstep import __version__
 from lockstep.cli import approving, oversight, serving, tooling
 from lockstep.cli.ending import finish, say
-from lockstep.cli.options import AgentDir, ByOption, JsonOption, RunArg, StoreOption
+from lockstep.cli.options import (
+    PATH,
+    Commands,
+    agent_argument,
+    agent_or_here,
+    by_option,
+    json_option,
+    run_argument,
+    run_or_last,
+    store_option,
+)
 
-app = typer.Typer(
-    name="lockstep",
-    help="Run LLM agents that act: a controlled loop, a gate, sandboxes, a record, one lock.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+result_option = click.option(
+    "--result", default="", metavar="TEXT", help="With --happened: what the tool would have answered."
 )
 
 
+@click.group(cls=Commands, help="Run LLM agents that act: a controlled loop, a gate, sandboxes, a record, one lock.")
+@click.version_option(__version__, prog_name="lockstep", message="%(prog)s %(version)s")
+def app() -> None:
+    pass
+
+
 @app.command()
-def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Directory to make.")]) -> None:
+@click.argument("name", metavar="NAME", help="Directory to make.")
+def init(name: str) -> None:
     """Write a small agent that runs as it is."""
     from lockstep.cli import commands
 
@@ -35,7 +48,9 @@ def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Directory to 
 
 
 @app.command()
-def lock(agent: AgentDir = Path(), store: StoreOption = None) -> None:
+@agent_or_here
+@store_option
+def lock(agent: Path, store: Path | None) -> None:
     """Resolve an agent into agent.lock: model, prompt, tools and environment, memory, one digest."""
     from lockstep.cli import commands
 
@@ -43,14 +58,10 @@ def lock(agent: AgentDir = Path(), store: StoreOption = None) -> None:
 
 
 @app.command()
-def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Agent directory or agent.lock.")] = Path(),
-    b: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(metavar="B", help="Another; without it, A's lock against A's disk."),
-    ] = None,
-    store: StoreOption = None,
-) -> None:
+@click.argument("a", metavar="[A]", type=PATH, default=Path(), help="Agent directory or agent.lock (default: .).")
+@click.argument("b", metavar="[B]", type=PATH, required=False, help="Another; without it, A's lock against A's disk.")
+@store_option
+def diff(a: Path, b: Path | None, store: Path | None) -> None:
     """Show what changed between two agents or locks, by dimension, in words."""
     from lockstep.cli import commands
 
@@ -58,18 +69,31 @@ def diff(
 
 
 @app.command()
+@agent_argument
+@click.argument("message", metavar="MESSAGE", help="What the user asks; `-` reads it from standard input.")
+@click.option("--session", metavar="NAME", help="Conversation to go on with.")
+@click.option(
+    "--approve",
+    type=click.Choice(["ask", "all", "none"]),
+    default="ask",
+    show_default=True,
+    help="What answers approvals.",
+)
+@click.option("--model", metavar="NAME", help="provider:model in place of the locked one.")
+@click.option("--unlocked", is_flag=True, help="Run what is on disk, though it differs.")
+@click.option("--as", "principal", default="", metavar="NAME", help="On whose behalf (default: your user name).")
+@store_option
+@json_option
 def run(
-    agent: AgentDir,
-    message: Annotated[
-        str, typer.Argument(metavar="MESSAGE", help="What the user asks; `-` reads it from standard input.")
-    ],
-    session: Annotated[Optional[str], typer.Option(help="Conversation to go on with.")] = None,  # noqa: UP045
-    approve: Annotated[Literal["ask", "all", "none"], typer.Option(help="What answers approvals.")] = "ask",
-    model: Annotated[Optional[str], typer.Option(help="provider:model in place of the locked one.")] = None,  # noqa: UP045
-    unlocked: Annotated[bool, typer.Option("--unlocked", help="Run what is on disk, though it differs.")] = False,
-    principal: Annotated[str, typer.Option("--as", help="On whose behalf (default: your user name).")] = "",
-    store: StoreOption = None,
-    json: JsonOption = False,
+    agent: Path,
+    message: str,
+    session: str | None,
+    approve: Literal["ask", "all", "none"],
+    model: str | None,
+    unlocked: bool,
+    principal: str,
+    store: Path | None,
+    json: bool,
 ) -> None:
     """Run a task from start to end, or until it waits for a person."""
     from lockstep.cli import commands
@@ -90,62 +114,57 @@ def run(
 
 
 @app.command()
-def runs(
-    session: Annotated[Optional[str], typer.Option(help="Only this session.")] = None,  # noqa: UP045
-    limit: Annotated[int, typer.Option(help="How many.", min=1)] = 20,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@click.option("--session", metavar="NAME", help="Only this session.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@store_option
+@json_option
+def runs(session: str | None, limit: int, store: Path | None, json: bool) -> None:
     """List runs, newest first."""
-    from lockstep.cli import commands
+    from lockstep.cli import reading
 
-    finish(commands.runs(store, session, limit, json), json=json)
+    finish(reading.runs(store, session, limit, json), json=json)
 
 
 @app.command()
-def show(
-    run: RunArg = "last",
-    save: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--save", metavar="DIR", help="Write the run's images and files into this directory."),
-    ] = None,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@run_or_last
+@click.option("--save", metavar="DIR", type=PATH, help="Write the run's images and files into this directory.")
+@store_option
+@json_option
+def show(run: str, save: Path | None, store: Path | None, json: bool) -> None:
     """Show one run: what was asked, every call with its verdict and outcome, the answer."""
-    from lockstep.cli import commands
+    from lockstep.cli import reading
 
-    finish(commands.show(store, run, json, save), json=json)
+    finish(reading.show(store, run, json, save), json=json)
 
 
 @app.command()
-def trace(run: RunArg = "last", store: StoreOption = None) -> None:
+@run_or_last
+@store_option
+def trace(run: str, store: Path | None) -> None:
     """Draw a run as a tree with durations and where the time went."""
-    from lockstep.cli import commands
+    from lockstep.cli import reading
 
-    finish(commands.trace(store, run))
+    finish(reading.trace(store, run))
 
 
 @app.command()
-def resume(
-    run: RunArg = "last",
-    happened: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--happened/--did-not-happen", help="What became of the call in doubt."),
-    ] = None,
-    result: Annotated[str, typer.Option(help="With --happened: what the tool would have answered.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@run_or_last
+@click.option("--happened/--did-not-happen", default=None, help="What became of the call in doubt.")
+@result_option
+@by_option
+@store_option
+@json_option
+def resume(run: str, happened: bool | None, result: str, by: str, store: Path | None, json: bool) -> None:
     """Drive on a run that waited or whose process died."""
     from lockstep.cli import commands
 
     finish(commands.resume(store, run, happened=happened, result=result, by=by, json=json), json=json)
 
 
-@app.command()
-def doubts(store: StoreOption = None, json: JsonOption = False) -> None:
+@app.command("doubts")
+@store_option
+@json_option
+def list_doubts(store: Path | None, json: bool) -> None:
     """List the calls whose outcome nobody knows."""
     from lockstep.cli import doubts
 
@@ -153,21 +172,23 @@ def doubts(store: StoreOption = None, json: JsonOption = False) -> None:
 
 
 @app.command()
-def settle(
-    call: Annotated[str, typer.Argument(metavar="ID", help="RUN/CALL as `lockstep doubts` lists it, or RUN.")],
-    happened: Annotated[bool, typer.Option("--happened/--did-not", help="What became of it.")],
-    result: Annotated[str, typer.Option(help="With --happened: what the tool would have answered.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-) -> None:
+@click.argument("call", metavar="ID", help="RUN/CALL as `lockstep doubts` lists it, or RUN.")
+@click.option("--happened/--did-not", required=True, help="What became of it.")
+@result_option
+@by_option
+@store_option
+def settle(call: str, happened: bool, result: str, by: str, store: Path | None) -> None:
     """Say what became of a call in doubt."""
-    from lockstep.cli import doubts
+    from lockstep.cli import commands
 
-    finish(doubts.settle(store, call, happened=happened, result=result, by=by))
+    finish(commands.settle(store, call, happened=happened, result=result, by=by))
 
 
 @app.command()
-def cancel(run: RunArg, by: ByOption = "", store: StoreOption = None) -> None:
+@run_argument
+@by_option
+@store_option
+def cancel(run: str, by: str, store: Path | None) -> None:
     """End an unfinished run for good."""
     from lockstep.cli import commands
 
@@ -175,23 +196,31 @@ def cancel(run: RunArg, by: ByOption = "", store: StoreOption = None) -> None:
 
 
 @app.command()
-def verify(run: RunArg = "last", store: StoreOption = None, json: JsonOption = False) -> None:
+@run_or_last
+@store_option
+@json_option
+def verify(run: str, store: Path | None, json: bool) -> None:
     """Prove that a run's record is whole, or name the first broken event."""
-    from lockstep.cli import commands
+    from lockstep.cli import reading
 
-    finish(commands.verify(store, run, json), json=json)
+    finish(reading.verify(store, run, json), json=json)
 
 
 @app.command()
-def record(run: RunArg, file: Annotated[Path, typer.Argument(metavar="FILE")], store: StoreOption = None) -> None:
+@run_argument
+@click.argument("file", metavar="FILE", type=PATH, help="Where to.")
+@store_option
+def record(run: str, file: Path, store: Path | None) -> None:
     """Save a run's model replies as a recording that runs again without a provider."""
-    from lockstep.cli import commands
+    from lockstep.cli import reading
 
-    finish(commands.record(store, run, file))
+    finish(reading.record(store, run, file))
 
 
 @app.command()
-def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
+@store_option
+@json_option
+def doctor(store: Path | None, json: bool) -> None:
     """Say what this machine can do and what is missing."""
     from lockstep.cli import commands
 
@@ -199,9 +228,9 @@ def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
 
 
 @app.command()
-def setup(
-    tier: Annotated[Literal["gvisor", "process", "microvm"], typer.Argument(metavar="TIER")], store: StoreOption = None
-) -> None:
+@click.argument("tier", metavar="TIER", type=click.Choice(["gvisor", "process", "microvm"]))
+@store_option
+def setup(tier: str, store: Path | None) -> None:
     """Install or build what an isolation tier needs, then try it: gvisor, process or microvm."""
     from lockstep.cli import commands
 

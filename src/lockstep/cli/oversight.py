@@ -6,78 +6,80 @@ Lazy imports throughout, as in `main`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
 
-import typer
+import click
 
 from lockstep.cli.ending import finish
-from lockstep.cli.options import ByOption, JsonOption, RunArg, StoreOption
+from lockstep.cli.options import PATH, Commands, because_option, by_option, json_option, run_or_last, store_option
 
-AgentName = Annotated[str, typer.Argument(metavar="AGENT", help="Name of an agent, or its directory.")]
-
-audit = typer.Typer(
-    name="audit",
-    help="Hand the record of runs to somebody else, and check one that was handed over.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+agent_name = click.argument("agent", metavar="AGENT", help="Name of an agent, or its directory.")
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: click.Group) -> None:
     """Make these commands part of the command line."""
-    app.command()(why)
-    app.command()(stop)
-    app.command()(start)
-    app.add_typer(audit)
+    for command in (why, stop, start, audit):
+        app.add_command(command)
 
 
-def why(
-    run: RunArg = "last",
-    call: Annotated[Optional[str], typer.Argument(metavar="CALL", help="One call, such as 2.0.")] = None,  # noqa: UP045
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@click.command()
+@run_or_last
+@click.argument("call", metavar="[CALL]", required=False, help="One call, such as 2.0.")
+@store_option
+@json_option
+def why(run: str, call: str | None, store: Path | None, json: bool) -> None:
     """Say why a run did what it did: for each action its grounds, the rule, the person, the outcome, the cost."""
     from lockstep.cli import explaining
 
     finish(explaining.why(store, run, call, json), json=json)
 
 
-def stop(
-    agent: AgentName,
-    because: Annotated[str, typer.Option(help="Why; told to everybody who is refused.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@click.command()
+@agent_name
+@click.option("--because", default="", metavar="TEXT", help="Why; told to everybody who is refused.")
+@by_option
+@store_option
+@json_option
+def stop(agent: str, because: str, by: str, store: Path | None, json: bool) -> None:
     """Stop an agent at once: no permits, its sandboxes killed, its runs suspended."""
     from lockstep.cli import stopping
 
     finish(stopping.stop(agent, store, by=by, because=because, json=json), json=json)
 
 
-def start(
-    agent: AgentName,
-    because: Annotated[str, typer.Option(help="Why; for the record.")] = "",
-    by: ByOption = "",
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@click.command()
+@agent_name
+@because_option
+@by_option
+@store_option
+@json_option
+def start(agent: str, because: str, by: str, store: Path | None, json: bool) -> None:
     """Let a stopped agent run again; its suspended runs go on with `resume`."""
     from lockstep.cli import stopping
 
     finish(stopping.start(agent, store, by=by, because=because, json=json), json=json)
 
 
+@click.group(cls=Commands, help="Hand the record of runs to somebody else, and check one that was handed over.")
+def audit() -> None:
+    pass
+
+
 @audit.command()
+@click.argument("run", metavar="[RUN]", required=False, help="One run, or `last`.")
+@click.option("--session", metavar="NAME", help="Every run of this session.")
+@click.option("--all", "everything", is_flag=True, help="Every run of the store, and who stopped what.")
+@click.option("--output", "-o", "file", metavar="FILE", type=PATH, help="Where to.")
+@click.option("--verifier", is_flag=True, help="Print where the stand-alone verifier is.")
+@store_option
+@json_option
 def export(
-    run: Annotated[Optional[str], typer.Argument(metavar="RUN", help="One run, or `last`.")] = None,  # noqa: UP045
-    session: Annotated[Optional[str], typer.Option(help="Every run of this session.")] = None,  # noqa: UP045
-    everything: Annotated[bool, typer.Option("--all", help="Every run of the store, and who stopped what.")] = False,
-    file: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to.")] = None,  # noqa: UP045
-    verifier: Annotated[bool, typer.Option("--verifier", help="Print where the stand-alone verifier is.")] = False,
-    store: StoreOption = None,
-    json: JsonOption = False,
+    run: str | None,
+    session: str | None,
+    everything: bool,
+    file: Path | None,
+    verifier: bool,
+    store: Path | None,
+    json: bool,
 ) -> None:
     """Write the hash-chained record as JSON lines that a stranger can check."""
     from lockstep.cli import auditing
@@ -88,11 +90,12 @@ def export(
 
 
 @audit.command()
-def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
-    digest: Annotated[str, typer.Option(help="The digest that the export printed, if it was kept elsewhere.")] = "",
-    json: JsonOption = False,
-) -> None:
+@click.argument("file", metavar="FILE", type=PATH, help="The exported record.")
+@click.option(
+    "--digest", default="", metavar="SHA256", help="The digest that the export printed, if it was kept elsewhere."
+)
+@json_option
+def verify(file: Path, digest: str, json: bool) -> None:
     """Check an exported record; needs nothing but the file."""
     from lockstep.cli import auditing
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lockstep.cli.show import call_outcome
@@ -73,7 +73,7 @@ def row_as_json(row: RunRow, state: State) -> dict[str, Any]:
     }
 
 
-def unreadable_as_json(run: Unreadable) -> dict[str, Any]:
+def _unreadable_as_json(run: Unreadable) -> dict[str, Any]:
     """A run that cannot be read, and why."""
     row = run.row
     return {
@@ -84,6 +84,11 @@ def unreadable_as_json(run: Unreadable) -> dict[str, Any]:
         "finished": run.finished,
         "why": run.why,
     }
+
+
+def unreadable(runs: Iterable[State | Unreadable]) -> list[dict[str, Any]]:
+    """Those of the runs that cannot be read, for JSON."""
+    return [_unreadable_as_json(run) for run in runs if isinstance(run, Unreadable)]
 
 
 def waiting_as_json(item: Waiting) -> dict[str, Any]:

@@ -6,54 +6,78 @@ Lazy imports throughout, as in `main`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Literal
 
-import typer
+import click
 
 from lockstep.cli.ending import finish
-from lockstep.cli.options import AgentDir, StoreOption
+from lockstep.cli.options import PATH, agent_argument, store_option
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: click.Group) -> None:
     """Make these commands part of the command line."""
-    app.command()(gateway)
-    app.command()(token)
+    app.add_command(gateway)
+    app.add_command(token)
 
 
+@click.command()
+@agent_argument
+@click.option("--http", metavar="[HOST:]PORT", help="Serve Streamable HTTP there; without it, stdio.")
+@click.option("--session", metavar="NAME", help="stdio: the session to go on with.")
+@click.option("--as", "principal", default="", metavar="NAME", help="Who a client without a name is (default: you).")
+@click.option(
+    "--approvals",
+    type=click.Choice(["client", "operator"]),
+    default="client",
+    show_default=True,
+    help="Whether a client may put an approval to its own user, or an operator answers it.",
+)
+@click.option("--principals", metavar="FILE", type=PATH, help="HTTP: who may call, as `lockstep token` prints it.")
+@click.option("--open", "open_to_all", is_flag=True, help="HTTP: no token; this machine alone.")
+@click.option(
+    "--host",
+    "hosts",
+    metavar="NAME",
+    multiple=True,
+    help="HTTP: a name clients reach it by beside localhost; may be repeated.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="HTTP: a web page's origin that may call; may be repeated.",
+)
+@click.option("--issuer", metavar="URL", help="OAuth: whose tokens are taken.")
+@click.option("--resource", metavar="URL", help="OAuth: this gateway's own URL.")
+@click.option("--jwks", metavar="FILE", type=PATH, help="OAuth: the issuer's keys.")
+@click.option("--unlocked", is_flag=True, help="Serve what is on disk, though it differs.")
+@click.option("--ask/--no-ask", default=True, show_default=True, help="Offer the agent itself as a tool.")
+@click.option(
+    "--durability",
+    type=click.Choice(["full", "normal"]),
+    default="full",
+    show_default=True,
+    help="full: a power cut loses nothing; normal: the newest events.",
+)
+@store_option
 def gateway(
-    agent: AgentDir,
-    http: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads this at run time
-        typer.Option("--http", metavar="[HOST:]PORT", help="Serve Streamable HTTP there; without it, stdio."),
-    ] = None,
-    session: Annotated[Optional[str], typer.Option(help="stdio: the session to go on with.")] = None,  # noqa: UP045
-    principal: Annotated[str, typer.Option("--as", help="Who a client without a name is (default: you).")] = "",
-    approvals: Annotated[
-        Literal["client", "operator"],
-        typer.Option(help="Whether a client may put an approval to its own user, or an operator answers it."),
-    ] = "client",
-    principals: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--principals", metavar="FILE", help="HTTP: who may call, as `lockstep token` prints it."),
-    ] = None,
-    open_to_all: Annotated[bool, typer.Option("--open", help="HTTP: no token; this machine alone.")] = False,
-    host: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--host", help="HTTP: a name clients reach it by beside localhost; may be repeated."),
-    ] = None,
-    origin: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--origin", help="HTTP: a web page's origin that may call; may be repeated."),
-    ] = None,
-    issuer: Annotated[Optional[str], typer.Option(help="OAuth: whose tokens are taken.")] = None,  # noqa: UP045
-    resource: Annotated[Optional[str], typer.Option(help="OAuth: this gateway's own URL.")] = None,  # noqa: UP045
-    jwks: Annotated[Optional[Path], typer.Option("--jwks", metavar="FILE", help="OAuth: the issuer's keys.")] = None,  # noqa: UP045
-    unlocked: Annotated[bool, typer.Option("--unlocked", help="Serve what is on disk, though it differs.")] = False,
-    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Offer the agent itself as a tool.")] = True,
-    durability: Annotated[
-        Literal["full", "normal"], typer.Option(help="full: a power cut loses nothing; normal: the newest events.")
-    ] = "full",
-    store: StoreOption = None,
+    agent: Path,
+    http: str | None,
+    session: str | None,
+    principal: str,
+    approvals: Literal["client", "operator"],
+    principals: Path | None,
+    open_to_all: bool,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    issuer: str | None,
+    resource: str | None,
+    jwks: Path | None,
+    unlocked: bool,
+    ask: bool,
+    durability: Literal["full", "normal"],
+    store: Path | None,
 ) -> None:
     """Lend an agent's gate, sandboxes and record to any MCP client: its tools, and the agent as a tool."""
     from lockstep.cli import gateway as body
@@ -66,8 +90,8 @@ def gateway(
         approvals=approvals,
         principals=principals,
         open=open_to_all,
-        hosts=host or (),
-        origins=origin or (),
+        hosts=hosts,
+        origins=origins,
         issuer=issuer,
         resource=resource,
         keys=jwks,
@@ -79,7 +103,9 @@ def gateway(
     finish(body.gateway(asked))
 
 
-def token(name: Annotated[str, typer.Argument(metavar="NAME", help="The principal it is for.")]) -> None:
+@click.command()
+@click.argument("name", metavar="NAME", help="The principal it is for.")
+def token(name: str) -> None:
     """Make a bearer token for the gateway; only its digest is kept, in the table that is printed."""
     from lockstep.cli import gateway as body
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import read_lock
-from lockstep.agent.locked import LockedAgent, locked_agent
+from lockstep.agent.locked import LockedAgent
 from lockstep.agent.pointers import check, steps
 from lockstep.cli.report import FINISHED
 from lockstep.cli.stores import existing

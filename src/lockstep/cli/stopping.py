@@ -8,7 +8,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lockstep.agent.load import AGENT_FILE, load_spec
+from lockstep.agent.files import AGENT_FILE
+from lockstep.agent.load import load_spec
 from lockstep.agent.lock import read_lock
 from lockstep.cli.report import FINISHED, INTERNAL
 from lockstep.cli.stores import existing, looking, opened

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from lockstep.agent.load import AGENT_FILE
+from lockstep.agent.files import AGENT_FILE
 from lockstep.errors import RunError, StoreError
 from lockstep.journal.port import Journal
 from lockstep.values import RunId

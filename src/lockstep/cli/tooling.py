@@ -5,33 +5,34 @@ Lazy imports throughout, as in `main`.
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from pathlib import Path
 
-import typer
+import click
 
 from lockstep.cli.ending import finish
-from lockstep.cli.options import AgentDir, JsonOption, StoreOption
+from lockstep.cli.options import Commands, agent_argument, json_option, store_option
 
-tools = typer.Typer(
-    name="tools",
-    help="Look at an agent's tools.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+server_argument = click.argument(
+    "server", metavar="[SERVER]", required=False, help="Its prefix or URL; needed where there are several."
 )
+principal_option = click.option("--principal", default="", metavar="NAME", help="For whom (default: your user name).")
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: click.Group) -> None:
     """Make these commands part of the command line."""
-    app.add_typer(tools)
+    app.add_command(tools)
 
 
-@tools.callback()
-def group() -> None:
-    """Look at an agent's tools."""
+@click.group(cls=Commands, help="Look at an agent's tools.")
+def tools() -> None:
+    pass
 
 
 @tools.command()
-def pin(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) -> None:
+@agent_argument
+@store_option
+@json_option
+def pin(agent: Path, store: Path | None, json: bool) -> None:
     """List the tools of MCP servers with their pins, and whether each is the one that was approved."""
     from lockstep.cli import tool_pins
 
@@ -39,7 +40,10 @@ def pin(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) ->
 
 
 @tools.command()
-def diff(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) -> None:
+@agent_argument
+@store_option
+@json_option
+def diff(agent: Path, store: Path | None, json: bool) -> None:
     """Show how tools of MCP servers differ from what was approved; exit code 2 if one does."""
     from lockstep.cli import tool_pins
 
@@ -47,50 +51,38 @@ def diff(agent: AgentDir, store: StoreOption = None, json: JsonOption = False) -
 
 
 @tools.command()
-def approve(
-    agent: AgentDir,
-    names: Annotated[Optional[list[str]], typer.Argument(metavar="TOOL...", help="As the model knows them.")] = None,  # noqa: UP045
-    every: Annotated[bool, typer.Option("--all", help="Every tool as it is now.")] = False,
-    store: StoreOption = None,
-) -> None:
+@agent_argument
+@click.argument("names", metavar="[TOOL]...", nargs=-1, help="As the model knows them.")
+@click.option("--all", "every", is_flag=True, help="Every tool as it is now.")
+@store_option
+def approve(agent: Path, names: tuple[str, ...], every: bool, store: Path | None) -> None:
     """Approve new or changed tools of MCP servers: write the lock with them."""
     from lockstep.cli import tool_pins
 
     if not names and not every:
-        raise typer.BadParameter("name the tools, or say --all")
-    finish(tool_pins.approve(agent, store, None if every else names or ()))
+        raise click.BadParameter("name the tools, or say --all")
+    finish(tool_pins.approve(agent, store, None if every else names))
 
 
 @tools.command()
-def check(
-    agent: AgentDir,
-    scratch: Annotated[
-        bool, typer.Option("--scratch", help="Also call each tool, in the scratch world that [check] starts.")
-    ] = False,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
+@agent_argument
+@click.option("--scratch", is_flag=True, help="Also call each tool, in the scratch world that [check] starts.")
+@store_option
+@json_option
+def check(agent: Path, scratch: bool, store: Path | None, json: bool) -> None:
     """Say where tools are not what they are declared to be, and what to do; exit code 2 if something is an error."""
     from lockstep.cli import tool_check
 
     finish(tool_check.check(agent, store, scratch=scratch, json=json), json=json)
 
 
-ServerArg = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this at run time
-    typer.Argument(metavar="SERVER", help="Its prefix or URL; needed where there are several."),
-]
-PrincipalOption = Annotated[str, typer.Option("--principal", help="For whom (default: your user name).")]
-
-
 @tools.command()
-def login(
-    agent: AgentDir,
-    server: ServerArg = None,
-    principal: PrincipalOption = "",
-    browser: Annotated[bool, typer.Option(help="Open a browser where there is a display.")] = True,
-    store: StoreOption = None,
-) -> None:
+@agent_argument
+@server_argument
+@principal_option
+@click.option("--browser/--no-browser", default=True, help="Open a browser where there is a display.")
+@store_option
+def login(agent: Path, server: str | None, principal: str, browser: bool, store: Path | None) -> None:
     """Log in at a server that an agent reaches by URL; the token is kept in the store, for its owner alone to read."""
     from lockstep.cli import tool_login
 
@@ -98,9 +90,11 @@ def login(
 
 
 @tools.command()
-def logout(
-    agent: AgentDir, server: ServerArg = None, principal: PrincipalOption = "", store: StoreOption = None
-) -> None:
+@agent_argument
+@server_argument
+@principal_option
+@store_option
+def logout(agent: Path, server: str | None, principal: str, store: Path | None) -> None:
     """Forget the token of such a login."""
     from lockstep.cli import tool_login
 

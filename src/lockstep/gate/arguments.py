@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import jsonschema_rs
-
 from lockstep.errors import ConfigError
 from lockstep.values import Json, JsonObject, canonical
 
@@ -120,6 +118,8 @@ def _problems(validator: Any, arguments: JsonObject) -> list[str]:
 
 
 def _compile(name: str, schema: JsonObject) -> Any:
+    import jsonschema_rs  # lazy: 20 ms that those who only read arguments do not pay
+
     try:
         return jsonschema_rs.Draft202012Validator(dict(schema), offline=True)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:

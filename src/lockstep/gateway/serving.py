@@ -18,9 +18,9 @@ import uvicorn
 from mcp.server.lowlevel.server import Server
 
 from lockstep import __version__
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import to_text
-from lockstep.agent.locked import locked_agent
 from lockstep.errors import ConfigError, LockstepError, RunError
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal

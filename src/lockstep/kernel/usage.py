@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from lockstep.agent.budget_spec import Budget, Limits
+from lockstep.agent.budget import Budget, Limits
 
 SCOPE_NAMES: Mapping[str, str] = {
     "session": "this session",

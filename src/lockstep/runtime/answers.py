@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import from_text
-from lockstep.agent.locked import locked_agent
 from lockstep.errors import ApprovalError, FenceConflict, JournalCorrupt, LockError, RunError, StoreDamaged
 from lockstep.gate.approvals import Terms, bound_digest
 from lockstep.gate.arguments import read

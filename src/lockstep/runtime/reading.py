@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
+from lockstep.agent.lock import Lock, from_text
 from lockstep.errors import JournalCorrupt, RunError, StoreDamaged
 from lockstep.journal.events import ENDED, EffectDoubted, Recorded, RunStarted
 from lockstep.journal.port import Journal, RunRow, Verification
@@ -61,6 +63,16 @@ async def read_run(journal: Journal, run: RunId) -> list[Recorded]:
             f"Run {run} does not begin with run.started.", remedy=f"`lockstep verify {run}` says more."
         )
     return recorded
+
+
+async def lock_of_run(journal: Journal, run: RunId) -> tuple[RunStarted, Lock]:
+    """How a run began and the lock it runs under, from the record itself.
+
+    Raises:
+        RunError, JournalCorrupt, LockError: there is none, or it does not hold.
+    """
+    started = cast(RunStarted, (await read_run(journal, run))[0].event)
+    return started, from_text(started.lock_text, f"the lock of run {run}")
 
 
 async def read_state(journal: Journal, run: RunId) -> State:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lockstep.agent.budget_spec import SCOPES, Budget
+from lockstep.agent.budget import SCOPES, Budget
 from lockstep.errors import BudgetError, JournalCorrupt, RunError, StoreDamaged
 from lockstep.journal.port import AgentRun, Journal
 from lockstep.kernel.state import State

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lockstep.agent.places import tree_digest, tree_files
+from lockstep.agent.trees import tree_digest, tree_files
 from lockstep.errors import StoreError
 from lockstep.values import Digest, digest_json, sha256
 

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lockstep.agent.load import read_file
+from lockstep.agent.files import read_file
 from lockstep.agent.spec import SecretSection
 from lockstep.errors import ConfigError
 from lockstep.sandbox.child import start_child

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import from_text, read_lock
-from lockstep.agent.locked import LockedAgent, locked_agent
+from lockstep.agent.locked import LockedAgent
 from lockstep.gate.approvals import Terms
 from lockstep.journal.events import RunStarted
 

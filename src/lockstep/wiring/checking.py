@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lockstep.agent.check_spec import CheckSection
-from lockstep.agent.load import AGENT_FILE, load_spec
-from lockstep.agent.lock import Lock, code_files, shown_name, source_key
-from lockstep.agent.locked import LockedAgent, LockedTool, locked_agent
+from lockstep.agent.files import AGENT_FILE
+from lockstep.agent.from_lock import locked_agent
+from lockstep.agent.load import load_spec
+from lockstep.agent.lock import Lock
+from lockstep.agent.locked import LockedAgent, LockedTool
+from lockstep.agent.resolve import code_files, shown_name, source_key
 from lockstep.agent.spec import AgentSpec, ToolSource
 from lockstep.errors import ConfigError, LockError
 from lockstep.gate.trial import Trying

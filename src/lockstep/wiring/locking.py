@@ -10,15 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
-from lockstep.agent.load import AGENT_FILE, load_spec
-from lockstep.agent.lock import (
-    Lock,
-    code_files,
-    resolve,
-    source_key,
-)
-from lockstep.agent.locked import LockedTool, locked_agent, remote_of
+from lockstep.agent.files import AGENT_FILE
+from lockstep.agent.from_lock import locked_agent, remote_of
+from lockstep.agent.load import load_spec
+from lockstep.agent.lock import Lock
+from lockstep.agent.locked import LockedTool
 from lockstep.agent.places import host_path
+from lockstep.agent.resolve import code_files, resolve, source_key
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
 from lockstep.errors import ConfigError, StoreError
 from lockstep.gate.arguments import ArgumentChecker

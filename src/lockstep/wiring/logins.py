@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from lockstep.agent.load import AGENT_FILE, load_spec
-from lockstep.agent.locked import Remote, remote_of
+from lockstep.agent.files import AGENT_FILE
+from lockstep.agent.from_lock import remote_of
+from lockstep.agent.load import load_spec
+from lockstep.agent.locked import Remote
 from lockstep.errors import ConfigError
 from lockstep.tools.oauth import needs_sdk
 from lockstep.wiring.stores import Store

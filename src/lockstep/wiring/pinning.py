@@ -13,8 +13,10 @@ from pathlib import Path
 
 from lockstep.agent.context import METHODS
 from lockstep.agent.diff import definition_changes
-from lockstep.agent.lock import Lock, read_lock, resolve, shown_name, source_key
-from lockstep.agent.locked import LockedTool, locked_agent
+from lockstep.agent.from_lock import locked_agent
+from lockstep.agent.lock import Lock, read_lock
+from lockstep.agent.locked import LockedTool
+from lockstep.agent.resolve import resolve, shown_name, source_key
 from lockstep.errors import ConfigError, LockError
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools

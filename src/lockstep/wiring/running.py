@@ -8,17 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from lockstep.agent.load import load_spec, read_file
-from lockstep.agent.lock import (
-    Lock,
-    Part,
-    code_files,
-    differing_parts,
-    from_text,
-    read_lock,
-    resolve_static,
-)
-from lockstep.agent.locked import LockedAgent, locked_agent
+from lockstep.agent.files import read_file
+from lockstep.agent.from_lock import locked_agent
+from lockstep.agent.load import load_spec
+from lockstep.agent.lock import Lock, Part, differing_parts, read_lock
+from lockstep.agent.locked import LockedAgent
+from lockstep.agent.resolve import code_files, resolve_static
 from lockstep.agent.spec import FILE_MODELS, MODEL_NAME_RULE, AgentSpec, ModelSection
 from lockstep.errors import ConfigError, LockError, ModelError
 from lockstep.gate.gate import Gate
@@ -28,7 +23,6 @@ from lockstep.journal.standing import StandingBook
 from lockstep.model.port import Model
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.live import Attendant, Watcher
-from lockstep.runtime.reading import read_run
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
 from lockstep.tools.secret_values import secret_value
@@ -104,16 +98,6 @@ def open_driver(
         watcher=watcher,
         attendant=attendant,
     )
-
-
-async def lock_of_run(journal: Journal, run: RunId) -> tuple[RunStarted, Lock]:
-    """How a run began and the lock it runs under, from the record itself.
-
-    Raises:
-        RunError, JournalCorrupt, LockError: there is none, or it does not hold.
-    """
-    started = cast(RunStarted, (await read_run(journal, run))[0].event)
-    return started, from_text(started.lock_text, f"the lock of run {run}")
 
 
 def with_address(prepared: Prepared, model: Model) -> Prepared:

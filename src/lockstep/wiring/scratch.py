@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from lockstep.agent.check_spec import CheckSection
-from lockstep.agent.load import AGENT_FILE
+from lockstep.agent.files import AGENT_FILE
 from lockstep.errors import ConfigError
 from lockstep.values import Digest, digest_json, sha256
 

@@ -9,27 +9,21 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lockstep.errors import StoreError
 from lockstep.journal.sqlite import SQLiteJournal
-from lockstep.journal.sqlite_audit import SQLiteAudit
 from lockstep.journal.sqlite_file import DATABASE
 from lockstep.journal.standing import StandingBook
 from lockstep.journal.stops import StopBook
-from lockstep.sandbox.cache import cache_directory
-from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
-from lockstep.sandbox.image.suites import next_suite
-from lockstep.sandbox.leftovers import Ledger
-from lockstep.sandbox.runsc_fetch import fetch
-from lockstep.sandbox.snapshots import Snapshots
 from lockstep.tools.code import CodeStore
-from lockstep.tools.guest import draws_anew
-from lockstep.tools.host import SandboxedTools
-from lockstep.tools.oauth import StoredTokens
-from lockstep.tools.remote_servers import RemoteServers
-from lockstep.tools.starting import Guest
-from lockstep.tools.token_files import TokenFiles
 from lockstep.values import RunId
+
+if TYPE_CHECKING:  # a reader of runs need not load the host of tools and the backends: see `Store.backends`
+    from lockstep.journal.sqlite_audit import SQLiteAudit
+    from lockstep.sandbox.contract import Backend, Findings, SandboxSpec
+    from lockstep.tools.host import SandboxedTools
+    from lockstep.tools.oauth import StoredTokens
 
 STORE_ENV = "LOCKSTEP_STORE"
 STORE_NAME = ".lockstep"
@@ -80,8 +74,9 @@ class Store:
         return CodeStore(self.directory / "code")
 
     def backends(self) -> tuple[Backend, ...]:
-        # Imported here: a reader of runs, or a loop whose tools are in this process, need not hold them in memory.
+        # Imported here, as below: who reads runs, or whose tools are in its own process, need not load and hold them.
         from lockstep.sandbox.bubblewrap import Bubblewrap
+        from lockstep.sandbox.cache import cache_directory
         from lockstep.sandbox.firecracker import Firecracker
         from lockstep.sandbox.gvisor import GVisor
         from lockstep.sandbox.microvm import MicroVM
@@ -93,16 +88,27 @@ class Store:
 
     def tools(self, backends: Sequence[Backend] | None = None) -> SandboxedTools:
         """The tool host; `backends` in place of this machine's own."""
+        from lockstep.tools.host import SandboxedTools
+        from lockstep.tools.remote_servers import RemoteServers
+        from lockstep.tools.starting import Guest
+
         guest = Guest(self.directory / "guest")
         there = self.backends() if backends is None else backends
         return SandboxedTools(there, self.code(), guest, sweep=self.sweep, remotes=RemoteServers(self.tokens()))
 
     def tokens(self) -> StoredTokens:
         """Tokens for servers elsewhere, of those who logged in."""
+        from lockstep.tools.oauth import StoredTokens
+        from lockstep.tools.token_files import TokenFiles
+
         return StoredTokens(TokenFiles(self.directory / "oauth"), operator=_user())
 
     async def sweep(self) -> None:
         """Destroy what a process that died left of any sandbox of this store, and snapshots beyond their bounds."""
+        from lockstep.sandbox.cache import cache_directory
+        from lockstep.sandbox.leftovers import Ledger
+        from lockstep.sandbox.snapshots import Snapshots
+
         await Ledger(self._sandboxes).sweep()
         await asyncio.to_thread(Snapshots.below(cache_directory()).trim)
 
@@ -120,6 +126,8 @@ def _user() -> str:
 
 
 def _draws_anew(spec: SandboxSpec) -> bool:
+    from lockstep.tools.guest import draws_anew
+
     return draws_anew(spec.argv)
 
 
@@ -140,6 +148,9 @@ def fetch_newer_runsc() -> str:
     Raises:
         SandboxUnavailable: it cannot be fetched.
     """
+    from lockstep.sandbox.image.suites import next_suite
+    from lockstep.sandbox.runsc_fetch import fetch
+
     suite = next_suite()
     return fetch(suite) if suite else ""
 
@@ -156,6 +167,8 @@ def opened_stops(store: Store) -> Iterator[StopBook]:
 
 def audited(store: Store, *, run: RunId | None, session: str | None) -> SQLiteAudit:
     """What an audit record is made of; a context manager whose body sees one moment of the store."""
+    from lockstep.journal.sqlite_audit import SQLiteAudit
+
     return SQLiteAudit(store.directory, run=run, session=session)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import Lock, resolve
+from lockstep.agent.lock import Lock
+from lockstep.agent.resolve import resolve
 
 TOML = """\
 [agent]

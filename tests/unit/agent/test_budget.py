@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lockstep.agent.budget_spec import Budget, Limits, budget_of
+from lockstep.agent.budget import Budget, Limits
+from lockstep.agent.budget_spec import budget_of
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import resolve
-from lockstep.agent.locked import locked_agent
+from lockstep.agent.resolve import resolve
 from lockstep.errors import ConfigError
 
 TOML = """

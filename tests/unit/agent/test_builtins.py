@@ -10,9 +10,11 @@ from clerk import Clerk
 
 from lockstep.agent import builtins
 from lockstep.agent.builtins import builtin_files
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import Lock, differing_parts, from_text, resolve_static, to_text
-from lockstep.agent.locked import LockedTool, locked_agent
+from lockstep.agent.lock import Lock, differing_parts, from_text, to_text
+from lockstep.agent.locked import LockedTool
+from lockstep.agent.resolve import resolve_static
 from lockstep.errors import ConfigError
 from lockstep.values import Effect, Tier, sha256
 

@@ -13,18 +13,10 @@ import pytest
 from clerk import LOOK, PAY, Clerk
 
 from lockstep.agent.builtins import pack_text
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import (
-    DIMENSIONS,
-    Lock,
-    differing_parts,
-    from_text,
-    read_lock,
-    resolve_static,
-    to_text,
-    write_lock,
-)
-from lockstep.agent.locked import locked_agent
+from lockstep.agent.lock import DIMENSIONS, Lock, differing_parts, from_text, read_lock, to_text, write_lock
+from lockstep.agent.resolve import resolve_static
 from lockstep.errors import ConfigError, LockError
 from lockstep.values import digest_json, sha256
 

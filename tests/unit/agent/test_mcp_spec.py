@@ -10,9 +10,10 @@ import pytest
 from clerk import PAY, Clerk
 
 from lockstep.agent.context import COMPLETE, METHODS, PROMPT, READ, definition, listed_in
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import Lock, differing_parts, from_text, resolve, resolve_static, to_text
-from lockstep.agent.locked import locked_agent
+from lockstep.agent.lock import Lock, differing_parts, from_text, to_text
+from lockstep.agent.resolve import resolve, resolve_static
 from lockstep.errors import ConfigError
 from lockstep.values import Effect, JsonObject
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from clerk import PAY, Clerk
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
-from lockstep.agent.lock import differing_parts, from_text, resolve, resolve_static, to_text
-from lockstep.agent.locked import LockedTool, locked_agent
+from lockstep.agent.lock import differing_parts, from_text, to_text
+from lockstep.agent.locked import LockedTool
+from lockstep.agent.resolve import resolve, resolve_static
 from lockstep.errors import ConfigError
 from lockstep.values import Tier
 

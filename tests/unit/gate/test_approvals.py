@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from inprocess import ALLOW_ALL, ASK_BOOK, BOOK, gate_of, locked_agent, locked_tool, started
 
-from lockstep.agent.budget_spec import Budget, Limits
+from lockstep.agent.budget import Budget, Limits
 from lockstep.agent.locked import LockedAgent
 from lockstep.errors import ConfigError, PermitError
 from lockstep.gate.gate import Gate

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from running import Run, denied, judged, refused, replied, settled
 
-from lockstep.agent.budget_spec import Budget, Limits
+from lockstep.agent.budget import Budget, Limits
 from lockstep.journal import events as ev
 from lockstep.kernel import decide as do
 from lockstep.kernel.usage import NOTHING, Usage, no_start, same_call, total

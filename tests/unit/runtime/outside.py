@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from inprocess import ALLOW_ALL, call, reply
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import Lock, Part, to_text
-from lockstep.agent.locked import LockedAgent, locked_agent
+from lockstep.agent.locked import LockedAgent
 from lockstep.gate.permit import Permit
 from lockstep.journal.port import Entry, Journal
 from lockstep.model.port import AskedCall, Failure, FailureKind, OnText, Prompt, Reply, Settings

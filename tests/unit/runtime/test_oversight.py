@@ -24,7 +24,7 @@ from inprocess import (
     started,
 )
 
-from lockstep.agent.budget_spec import Budget, Limits
+from lockstep.agent.budget import Budget, Limits
 from lockstep.agent.locked import LockedAgent
 from lockstep.errors import ApprovalError, BudgetError, JournalCorrupt
 from lockstep.gate.approvals import Terms
