@@ -45,17 +45,26 @@ def floors() -> dict[str, int]:
     return {module: int(floor) for floor, module in _ROW.findall(text)}
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
     """(line, module) of every import anywhere in a file: in functions and under TYPE_CHECKING as well."""
+    return tuple(_imports(path))
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(map(module_of, files()))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = f"{'.' * node.level}{node.module or ''}"
-            known = {module_of(file) for file in files()}
             for alias in node.names:
                 below = f"{module}.{alias.name}"
-                yield node.lineno, below if below in known else module
+                yield node.lineno, below if below in _known() else module
 
 
 def ours(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,10 +1,13 @@
-"""The real command line in processes of its own, and agent directories to point it at."""
+"""The real command line, in this process or in one of its own, and agent directories to point it at."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import io
 import json
+import logging
 import os
 import pty
 import select
@@ -13,13 +16,17 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from lockstep.cli.main import main
 
 FINISHED, INTERNAL, BAD_INPUT, SUSPENDED, STOPPED = 0, 1, 2, 3, 4
 SANDBOX = [
@@ -77,13 +84,54 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def lockstep(
-    *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    process: bool = False,
 ) -> Done:
-    """Run one command to its end."""
-    done = bounded(command(*arguments), cwd=cwd, env=environment(env), stdin=stdin)
-    assert "Traceback" not in done.stderr, done.stderr
-    assert "internal error" not in done.stderr, done.stderr
-    return Done(code=done.returncode, out=done.stdout, err=done.stderr)
+    """Run one command to its end.
+
+    It runs in this process, which spares it the time to start; every command opens its store anew. With `process`, or
+    an environment that Python reads as it starts, or called while a loop runs here, it has one of its own.
+    """
+    if process or asyncio._get_running_loop() or any(name.startswith(_READ_AT_START) for name in env or ()):
+        ended = bounded(command(*arguments), cwd=cwd, env=environment(env), stdin=stdin)
+        done = Done(code=ended.returncode, out=ended.stdout, err=ended.stderr)
+    else:
+        done = _here([str(each) for each in arguments], cwd or Path.cwd(), environment(env), stdin)
+    assert "Traceback" not in done.err, done.err
+    assert "internal error" not in done.err, done.err
+    return done
+
+
+_READ_AT_START = ("PYTHON", "LC_", "LANG")
+
+
+def _here(arguments: Sequence[str], cwd: Path, env: Mapping[str, str], stdin: str) -> Done:
+    """As a process would: with streams, environment and directory of its own, and what is logged on its stderr."""
+    out, err, read = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(3))
+    read.write(stdin)
+    read.seek(0)
+    log = logging.StreamHandler(err)
+    log.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(log)
+    try:
+        with (
+            mock.patch.dict(os.environ, env, clear=True),
+            mock.patch.object(sys, "argv", ["lockstep", *arguments]),
+            mock.patch.object(sys, "stdin", read),
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+    finally:
+        logging.getLogger().removeHandler(log)
+    code = ended.value.code
+    said = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return Done(code=code if isinstance(code, int) else int(code is not None), out=next(said), err=next(said))
 
 
 def bounded(
@@ -130,7 +178,12 @@ class Agent:
 
     def __call__(self, name: str, *arguments: str | Path, **how: Any) -> Done:
         """`lockstep NAME ... --store STORE`."""
-        return lockstep(name, *arguments, "--store", self.store, **how)
+        if name in ("lock", "run"):
+            _furnish(self.store)
+        done = lockstep(name, *arguments, "--store", self.store, **how)
+        if name == "lock" and done.code == FINISHED:
+            _keep(self.store)
+        return done
 
     def run(
         self, message: str, *options: str | Path, script: Sequence[Mapping[str, Any]] | None = None, **how: Any
@@ -179,6 +232,25 @@ def make_agent(
         done = agent("lock", directory)
         assert done.code == FINISHED, done.err
     return agent
+
+
+_FURNITURE: list[tempfile.TemporaryDirectory[str]] = []
+"""What a store has once something ran from it: the runner's bundle, and that the tier passed its canary."""
+
+
+def _keep(store: Path) -> None:
+    if not _FURNITURE and (store / "sandboxes/gvisor.json").exists():
+        _FURNITURE.append(tempfile.TemporaryDirectory(prefix="lockstep-test-"))
+        kept = Path(_FURNITURE[0].name)
+        shutil.copytree(store / "guest", kept / "guest", symlinks=True)
+        (kept / "sandboxes").mkdir()
+        shutil.copy2(store / "sandboxes/gvisor.json", kept / "sandboxes")
+
+
+def _furnish(store: Path) -> None:
+    """Spare a new store what an earlier one took a second for; the canaries themselves are tested where tiers are."""
+    if _FURNITURE and not store.exists():
+        shutil.copytree(_FURNITURE[0].name, store, symlinks=True)
 
 
 def call(name: str, /, **arguments: Any) -> dict[str, Any]:

@@ -140,11 +140,11 @@ def test_a_call_goes_on_through_rounds_in_processes_of_their_own(agent: Agent) -
         ("meal", "choices", False),
     ]
     fields = ["--field", "name=Ada", "--field", "meal=veg", "--field", "meal=fish"]
-    done = agent("answer", asked["input"], *fields, "--resume")
+    done = agent("answer", asked["input"], *fields, "--resume", process=True)
     assert done.code == SUSPENDED, done.all
     asked = waiting(agent, run["run_id"])
     assert (asked["round"], asked["requests"][0]["url"]) == (2, "https://pay.example/42")
-    done = agent("answer", asked["input"], "--accept", "--resume")
+    done = agent("answer", asked["input"], "--accept", "--resume", process=True)
     assert done.code == FINISHED, done.all
     (booked,) = agent("show", run["run_id"], "--json").json["calls"]
     assert booked["result"].startswith('booked {"seats": 1, "name": "Ada", "meal": ["veg", "fish"]} accept key ')

@@ -1,4 +1,4 @@
-"""The life of an agent through the command line: real processes, a real journal, real gVisor sandboxes."""
+"""The life of an agent through the command line: real journal, real sandboxes, a process of its own where it counts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_json_object_of_a_run_holds_what_is_promised(clerk: Agent) -> None:
 
 
 def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> None:
-    first = clerk.run("pay bob")
+    first = clerk.run("pay bob", process=True)
     assert first.code == SUSPENDED
     run_id = first.json["run_id"]
     assert (first.json["status"], first.json["stop_reason"]) == ("suspended", "approval")
@@ -108,15 +108,15 @@ def test_an_approval_is_given_later_and_from_another_process(clerk: Agent) -> No
     assert f"{approval} run {run_id}" in listed
     assert "cents = 500" in listed
 
-    still = clerk("resume", run_id)
+    still = clerk("resume", run_id, process=True)
     assert still.code == SUSPENDED, "nobody has answered"
     assert f"`lockstep approve {approval}`" in still.out
 
-    assert clerk("approve", approval, "--by", "ann").code == FINISHED
+    assert clerk("approve", approval, "--by", "ann", process=True).code == FINISHED
     again = clerk("approve", approval)
     assert (again.code, "was already answered by ann, who approved it" in again.err) == (BAD_INPUT, True)
 
-    done = clerk("resume", run_id, "--json")
+    done = clerk("resume", run_id, "--json", process=True)
     assert (done.code, done.json["output"]) == (FINISHED, PAID)
     assert "approved by ann" in clerk("trace", run_id).out
     assert clerk("verify", run_id).code == FINISHED

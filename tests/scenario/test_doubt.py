@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import FINISHED, SUSPENDED, Agent
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -36,7 +35,6 @@ def book(flight: str) -> str:
         raise NotDone("the service undid it")
     return json.loads(said)["booking"]["id"]
 '''
-SUSPENDED = 3
 
 
 class Service(ThreadingHTTPServer):
@@ -147,10 +145,10 @@ files = ["policy.cedar"]
     }
     for name, text in files.items():
         (directory / name).write_text(text)
-    for arguments in (["lock", "."], ["run", ".", "Book BA1.", "--json"]):
-        command = [sys.executable, "-m", "lockstep", *arguments]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, json.loads(done.stdout)
+    agent = Agent(directory=directory, store=directory / ".lockstep")
+    assert agent("lock", directory).code == FINISHED
+    done = agent.run("Book BA1.")
+    return done.code, done.json
 
 
 @pytest.mark.parametrize(

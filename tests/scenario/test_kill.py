@@ -7,10 +7,12 @@ resumes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -19,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import bounded
+from commandline import Done, bounded, lockstep
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAVEL = ROOT / "examples/travel"
 sys.path.insert(0, str(TRAVEL))
 
-from travel_world.server import serve  # noqa: E402
+from travel_world.server import TravelService, serve  # noqa: E402
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -55,25 +57,20 @@ FINISHED, BAD_INPUT, SUSPENDED = 0, 2, 3
 
 
 class World:
-    """The travel service with an empty database, and a locked agent that may reach it."""
+    """The travel service with nothing booked yet, and a locked agent that may reach it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.service = serve(str(directory / "travel.db"), "127.0.0.1", 0)
-        self.agent = directory / "travel"
-        self.agent.mkdir()
-        address = f"{self.service.host}:{self.service.port}"
-        for name in FILES:
-            text = (TRAVEL / name).read_text().replace("127.0.0.1:8931", address)
-            if name == "agent.toml" and shutil.which(
-                "bwrap"
-            ):  # the walk is about the journal: the quicker tier will do
-                text = text.replace('effect = "', 'isolation = "process"\neffect = "')
-                text = text.replace("[policy]", '[policy]\nisolation = "process"')
-            (self.agent / name).write_text(text)
+    def __init__(self, service: TravelService, agent: Path) -> None:
+        self.service = service
+        self.agent = agent
+
+    def says(self, *arguments: str) -> Done:
+        """A command that only looks, or locks."""
+        return lockstep(*arguments, "--store", self.agent / ".lockstep")
 
     def lockstep(
         self, *arguments: str, prefix: tuple[str, ...] = ("-m", "lockstep")
     ) -> subprocess.CompletedProcess[str]:
+        """One that drives a run: in a fresh process, as after a crash."""
         command = [sys.executable, *prefix, *arguments, "--store", str(self.agent / ".lockstep")]
         return bounded(command)
 
@@ -87,21 +84,43 @@ class World:
 
     def settled(self) -> list[str]:
         """`run/call` of every call whose outcome is in the journal."""
-        shown = json.loads(self.lockstep("show", "last", "--json").stdout)
+        shown = self.says("show", "last", "--json").json
         return [f"{shown['run_id']}/{call['id']}" for call in shown.get("calls", []) if call["outcome"] == "ok"]
 
     def requests_by_call(self) -> Counter[str]:
         return Counter(request["call"] for request in self.service.requests())
 
 
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Locked once for all: the address of the service is in the lock."""
+    directory = tmp_path_factory.mktemp("kill")
+    agent = directory / "travel"
+    agent.mkdir()
+    with serve(directory / "travel.db") as service:
+        address = f"{service.host}:{service.port}"
+        for name in FILES:
+            text = (TRAVEL / name).read_text().replace("127.0.0.1:8931", address)
+            text = text.replace("settles_after_s = 5", "settles_after_s = 1")  # this service answers at once
+            if name == "agent.toml" and shutil.which(
+                "bwrap"
+            ):  # the walk is about the journal: the quicker tier will do
+                text = text.replace('effect = "', 'isolation = "process"\neffect = "')
+                text = text.replace("[policy]", '[policy]\nisolation = "process"')
+            (agent / name).write_text(text)
+        world = World(service, agent)
+        assert world.says("lock", str(agent)).code == FINISHED
+        yield world
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    try:
-        assert made.lockstep("lock", str(made.agent)).returncode == FINISHED
-        yield made
-    finally:
-        made.service.close()
+def world(locked: World, tmp_path: Path) -> World:
+    """The same with a store of its own, and a service to which nothing has come."""
+    database = sqlite3.connect(locked.agent.parent / "travel.db", timeout=30)
+    with contextlib.closing(database), database:
+        for table in ("bookings", "entries", "requests"):
+            database.execute(f"DELETE FROM {table}")
+    return World(locked.service, shutil.copytree(locked.agent, tmp_path / "travel", symlinks=True))
 
 
 def appends_of_a_whole_run() -> int:
@@ -136,7 +155,7 @@ def test_a_run_killed_at_a_journal_boundary_resumes_without_a_second_booking(
     booked, entered = outcomes["book_flight"], outcomes["add_calendar_entry"]
     assert {booked, entered} <= {"ok", "did_not_happen"}
     assert (len(bookings), len(entries)) == (booked == "ok", entered == "ok")
-    assert world.lockstep("verify", "last").returncode == FINISHED
+    assert world.says("verify", "last").code == FINISHED
 
 
 def test_the_walk_above_covers_every_boundary(world: World) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commandline import SANDBOX
+from commandline import FINISHED, SANDBOX, lockstep
 
 from lockstep.journal.events import CallJudged, Origin
 from lockstep.journal.sqlite import SQLiteJournal
@@ -34,9 +33,8 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ori
             text = (TRAVEL / name).read_text().replace("127.0.0.1:8931", f"{service.host}:{service.port}")
             (agent / name).write_text(text)
         for arguments in (["lock", agent], ["run", agent, REQUEST, "--approve", "all"]):
-            command = [sys.executable, "-m", "lockstep", *map(str, arguments), "--store", str(agent / "store")]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-            assert done.returncode == 0, done.stderr
+            done = lockstep(*arguments, "--store", agent / "store")
+            assert done.code == FINISHED, done.err
     return asyncio.run(_read(agent / "store"))
 
 

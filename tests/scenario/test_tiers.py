@@ -78,7 +78,7 @@ def test_a_tier_that_stops_working_gives_way_to_the_next(
     proven = script.stat()
     script.write_text("#!/bin/sh\nexit 1\n")
     os.utime(script, ns=(proven.st_atime_ns, proven.st_mtime_ns))  # nothing tells a later process but that it fails
-    done = agent.run("count", env=env)
+    done = agent.run("count", env=env, process=True)
     assert done.code == FINISHED, done.all
     assert [(each["tier"], each.get("degraded", "")) for each in done.json["calls"]] == [ran] * 2
 
