@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from commandline import (
@@ -27,6 +28,9 @@ from commandline import (
     lockstep,
     make_clerk,
 )
+
+from lockstep.agent.lock import read_lock
+from lockstep.tools.host import SandboxedTools
 
 pytestmark = SANDBOX
 
@@ -403,6 +407,20 @@ def test_a_run_whose_process_was_killed_goes_on(held: tuple[Agent, Terminal]) ->
 
 
 # Lock and disk.
+
+
+@pytest.mark.parametrize(("entry", "times"), [('dedupe_on = ["to"]', 1), ('env = { PLACE = "B" }', 2)])
+def test_a_module_is_asked_once_for_all_entries_that_run_it_alike(
+    clerk: Agent, tmp_path: Path, entry: str, times: int
+) -> None:
+    agent = copy_of(clerk, tmp_path / "clerk")
+    agent.change("agent.toml", 'dedupe_on = ["to"]', entry)
+    describe = SandboxedTools.describe
+    with mock.patch.object(SandboxedTools, "describe", autospec=True, side_effect=describe) as asked:
+        assert agent("lock", agent.directory).code == FINISHED
+    assert asked.call_count == times
+    lock = read_lock(agent.directory)
+    assert list(lock.tools()) == ["look", "lose", "pay"]
 
 
 def in_toml(old: str, new: str) -> Callable[[Agent], None]:

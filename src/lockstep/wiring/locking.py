@@ -31,7 +31,7 @@ from lockstep.tools.host import Description, SandboxedTools
 from lockstep.tools.remote_headers import marks_problem
 from lockstep.tools.scan import visible
 from lockstep.tools.structure import schema_problem
-from lockstep.values import Digest, JsonObject, digest_json, sha256
+from lockstep.values import Digest, Effect, JsonObject, digest_json, sha256
 from lockstep.wiring.models import read_file_model
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
@@ -60,8 +60,9 @@ async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -
     definitions: dict[int, Sequence[JsonObject]] = {}
     protocols: dict[int, str] = {}
     problems: list[str] = []
+    answered: list[tuple[LockedTool, Description]] = []
     for index, source in enumerate(spec.tools):
-        said = await _describe(directory, index, spec.policy, source, tools, code)
+        said = await _describe(directory, index, spec.policy, source, tools, code, answered)
         definitions[index], dropped = said.offer.tools, said.offer.problems
         if source.mcp:
             protocols[index] = said.protocol
@@ -139,15 +140,26 @@ def with_code(lock: Lock, code: CodeStore) -> Lock:
 
 
 async def _describe(
-    directory: Path, index: int, policy: PolicySection, source: ToolSource, tools: SandboxedTools, code: CodeStore
+    directory: Path,
+    index: int,
+    policy: PolicySection,
+    source: ToolSource,
+    tools: SandboxedTools,
+    code: CodeStore,
+    answered: list[tuple[LockedTool, Description]],
 ) -> Description:
+    """What a source offers. Of entries that share a module and run it alike, the first is asked for all of them."""
     files = code_files(directory, source)
     code.put(files)
     runtime = keep_runtime(source, code)
     asked = _as_tool(policy, source, files, runtime)
+    alike = replace(asked, effect=Effect.READ)  # which says what its calls do, and nothing of what it offers
+    before = next((said for tool, said in answered if tool == alike), None)
+    if before is not None and source.mcp is None:
+        return before
     place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
     try:
-        return await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
+        said = await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
         remedy = "Then lock again." if isinstance(error, Unauthorized) else "Correct it, then lock again."
@@ -158,6 +170,8 @@ async def _describe(
     except ProcessEnded as error:
         remedy = "" if source.mcp and source.mcp.url else "Start it by hand to see why."
         raise ConfigError(f"{place} {_why_ended(source, error)}", remedy=remedy) from error
+    answered.append((alike, said))
+    return said
 
 
 async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[str]) -> Description:
