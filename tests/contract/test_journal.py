@@ -172,6 +172,7 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         egress=({"allowed": True},),
     ),
     ev.InputGiven(call="1.0", input="q1", digest=Digest("3" * 64), by="ada", responses="{}", because="no", login="ada"),
+    ev.TaskBegun(call="1.0", task="t-1", elsewhere=True),
     ev.EffectProbed(call="1.0", tool="find", outcome="not_found", text="{}", again_at_ms=2**41),
     ev.EffectDoubted(call="1.0", why="lost", detail="d", tier="gvisor", run_ms=1.0, egress=({"allowed": False},)),
     ev.EffectReconciled(call="1.0", happened=True, by="ada", text="it did"),

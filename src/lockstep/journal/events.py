@@ -312,6 +312,20 @@ class InputGiven:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskBegun:
+    """The server of a call that was let go answers with a task: the call goes on there, and is asked after by the name
+    that the server gave it. Durable before anything is asked.
+    """
+
+    TYPE: ClassVar[str] = "task.begun"
+
+    call: str
+    task: str
+    elsewhere: bool = False
+    """It goes on when this process ends, and so it can be asked after by another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EffectDoubted:
     """The intent is recorded, the outcome is not known. Never repeated; a late result, a probe or a person settles it.
 
@@ -424,6 +438,7 @@ Event = (
     | EffectRetried
     | InputAsked
     | InputGiven
+    | TaskBegun
     | EffectDoubted
     | EffectProbed
     | EffectReconciled
@@ -449,6 +464,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         EffectRetried,
         InputAsked,
         InputGiven,
+        TaskBegun,
         EffectDoubted,
         EffectProbed,
         EffectReconciled,

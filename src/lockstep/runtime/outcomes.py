@@ -98,14 +98,14 @@ def finished(state: State, command: do.Finish) -> ev.RunFinished:
     )
 
 
-def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
-    attempt = call.attempts + 1
+def retried(call: CallState, outcome: Outcome, attempt: int) -> ev.EffectRetried:
+    delay_s = do.TASK_RETRY_S[attempt - 1] if call.kept_task else do.retry_delay_s(attempt)
     return ev.EffectRetried(
         call=call.id,
         attempt=attempt,
         outcome=outcome.kind,
         why=outcome.text,
-        delay_ms=int(do.retry_delay_s(attempt) * 1000),
+        delay_ms=int(delay_s * 1000),
         unknown=outcome.unknown,
         detail=outcome.detail,
         tier=outcome.tier.value,

@@ -83,6 +83,8 @@ class _Builder:
                 self._answered(event.call, f"{'approved' if given else 'refused'} by {event.by}", at)
             case ev.EffectSettled():
                 self._settled(event, at)
+            case ev.TaskBegun():
+                self._calls[event.call].notes.append(f"goes on as the task {event.task}")
             case ev.InputAsked():
                 self._asked(event, at)
             case ev.InputGiven():
@@ -205,7 +207,7 @@ class _Builder:
         call.outcome, call.duration_ms = outcome, at - call.start_ms
 
     def _settled(self, event: ev.EffectSettled, at: int) -> None:
-        if event.late:
+        if event.call in self._open:  # it was in doubt
             self._answered(event.call, "settled by its late result", at)
         call = self._calls[event.call]
         call.outcome = event.outcome
