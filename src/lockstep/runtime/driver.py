@@ -385,7 +385,7 @@ class Driver:
     def _released(self, live: Live, call: CallState) -> tuple[PermittedCall, Permit]:
         item, permit = self._permitted(live.state, call.id, self._gate.release(live.state, call, now_ms()))
         offers = live.attendant.offers if live.attendant else item.offers
-        tasks = tasking(live, call, item.tool, lambda: self._unwanted(live)) if item.tool.task_s else None
+        tasks = tasking(live, call, item.tool, now_ms(), lambda: self._unwanted(live)) if item.tool.task_s else None
         return replace(item, offers=offers, listener=live.follower.listener, tasks=tasks), permit
 
     def _unwanted(self, live: Live) -> bool:

@@ -10,10 +10,9 @@ from lockstep.kernel.decide import TASK_RETRY_S
 from lockstep.kernel.state import CallState
 from lockstep.runtime.live import Live
 from lockstep.tools.port import Outcome, Tasking
-from lockstep.values import now_ms
 
 
-def tasking(live: Live, call: CallState, tool: LockedTool, unwanted: Callable[[], bool]) -> Tasking:
+def tasking(live: Live, call: CallState, tool: LockedTool, now_ms: int, unwanted: Callable[[], bool]) -> Tasking:
     """What this call needs that may become a task, or is one: for what is left of `task_s`, in which the run's own time
     counts and no wait for a person."""
 
@@ -21,7 +20,7 @@ def tasking(live: Live, call: CallState, tool: LockedTool, unwanted: Callable[[]
         live.record(ev.TaskBegun(call=call.id, task=task, elsewhere=tool.remote is not None))
         await live.flush()
 
-    used_ms = live.state.active_ms(now_ms()) - call.task_begun_ms if call.task else 0
+    used_ms = live.state.active_ms(now_ms) - call.task_begun_ms if call.task else 0
     return Tasking(left_s=max(0.0, tool.task_s - used_ms / 1000), begun=begun, unwanted=unwanted)
 
 

@@ -141,7 +141,9 @@ def test_a_permit_is_for_one_task() -> None:
     plain = run.call("1.0")
     run.says(BEGUN)
     one = run.call("1.0")
-    digests = {round_digest(each, DIGEST) for each in (plain, one, replace(one, task="t-2"), replace(one, answers="{}"))}
+    digests = {
+        round_digest(each, DIGEST) for each in (plain, one, replace(one, task="t-2"), replace(one, answers="{}"))
+    }
     assert len(digests) == 4
     assert round_digest(plain, DIGEST) == DIGEST
 
