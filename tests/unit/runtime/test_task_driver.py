@@ -1,4 +1,4 @@
-"""What the driver makes of calls that go on as tasks: recorded, asked after again where that may help, never repeated."""
+"""What the driver makes of calls that go on as tasks: recorded, asked after where that may help, never repeated."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.decide import TASK_RETRY_S
 from lockstep.kernel.state import Phase, State, Status
+from lockstep.runtime import driver as driving
 from lockstep.runtime import live
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state
@@ -162,9 +163,8 @@ def test_one_that_is_not_answered_for_is_asked_after_again_and_later_each_time(t
 
         tools = Functions(**{name: task(*[UNHEARD] * 8)})
         state = await ran(journal, tools, name, sleep=sleep)
-        delays = [
-            each.delay_ms / 1000 for each in await recorded(journal, state.run) if isinstance(each, ev.EffectRetried)
-        ]
+        retried = [each for each in await recorded(journal, state.run) if isinstance(each, ev.EffectRetried)]
+        delays = [each.delay_ms / 1000 for each in retried]
         assert delays == list(TASK_RETRY_S)
         assert len(tools.calls) == len(TASK_RETRY_S) + 1
         if name in ("book", "pay"):
@@ -224,11 +224,8 @@ def test_whoever_resumes_asks_after_one_in_doubt_once_more(tmp_path: Path) -> No
 def test_how_long_it_is_asked_after_counts_from_its_beginning_and_not_while_nobody_drives_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lockstep.runtime import driver as driving
-    from lockstep.runtime import tasks
-
     now = 1_800_000_000_000
-    for module in (driving, live, tasks):
+    for module in (driving, live):
         monkeypatch.setattr(module, "now_ms", lambda: now)
 
     async def work(journal: SQLiteJournal) -> None:
