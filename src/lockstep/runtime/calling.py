@@ -139,14 +139,19 @@ class Desk:
         return self._driver.offered(principal)
 
     async def recover(self) -> None:
-        """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends."""
+        """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends.
+
+        Tasks that went on meanwhile are asked after beside what is served, and hold up only their own session.
+        """
         for row in await self._journal.runs():
             if row.last in ENDED or row.agent != self.agent.name:
                 continue
             state = await read_row(self._journal, row)
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
-            if any(call.phase in _LET_GO for call in state.calls):
+            if any(call.phase in _LET_GO and call.kept_task for call in state.calls):
+                self._beside(self._go_on(row.run, "the gateway", False, None, Follower()))
+            elif any(call.phase in _LET_GO for call in state.calls):
                 await self._driver.resume(row.run, by="the gateway")
             else:
                 await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
@@ -171,10 +176,13 @@ class Desk:
 
     async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
         """Await work that goes on when whoever awaits it is cancelled."""
+        return await asyncio.shield(self._beside(work))
+
+    def _beside(self, work: Coroutine[Any, Any, State]) -> asyncio.Task[State]:
         task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._over)
-        return await asyncio.shield(task)
+        return task
 
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
