@@ -123,6 +123,20 @@ class Desk:
         asks the same again."""
         return await self._followed(follower, lambda one: self._go_on(run, by, fetched, attendant, one))
 
+    async def cancel(self, run: RunId, *, by: str) -> State:
+        """End a run of this agent that waits. What was let go stays in doubt; who asks the same again begins anew.
+
+        Raises:
+            RunError: it has finished.
+        """
+        state = await read_state(self._journal, run)
+        session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
+        async with session.effects:
+            state = await cancel(self._journal, run, by=by)
+            key = next((key for key, waits in session.pending.items() if waits == run), "")
+            self._keep(session, key, state, receipts=True)
+            return state
+
     async def first_of(self, call: CallState) -> CallState | None:
         """The call whose result answers this one, where it was made before; None for any other."""
         run, _, which = call.duplicate_of.partition("/")
@@ -260,8 +274,10 @@ class Desk:
                 self._sessions.move_to_end((caller.principal, caller.session))
                 return known
             name = caller.session or await self._own_session(caller.principal)
-            session = await self._open(name, caller)
-            self._sessions[(caller.principal, caller.session)] = session
+            # One session whether it is named or the principal's own: what it must remember is remembered once.
+            session = self._sessions.get((caller.principal, name)) or await self._open(name, caller)
+            for key in {name, caller.session}:
+                self._sessions[(caller.principal, key)] = session
             while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
                 self._sessions.popitem(last=False)
             return session

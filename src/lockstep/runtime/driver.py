@@ -233,6 +233,7 @@ class Driver:
 
     async def _drive(self, live: Live) -> State:
         self._keeping.goes_on(live.state.run)
+        live.follower.began(live.state.run)
         try:
             async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):

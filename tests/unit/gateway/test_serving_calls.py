@@ -446,6 +446,21 @@ def test_a_call_that_was_under_way_when_the_gateway_died_is_in_doubt(tmp_path: P
     run(work)
 
 
+def test_a_session_that_nobody_named_is_the_same_one_for_whoever_goes_on_with_its_runs(tmp_path: Path) -> None:
+    async def work() -> None:
+        agent = locked_agent(BOOK, policy=ASK_BOOK)
+        async with opened(tmp_path, agent) as world:
+            caller = Caller(principal="ada", client="test")
+            waits = await world.desk.call(caller, "book", BA1)
+            await yes(world.journal, waits.calls[0].approval, agent)
+            await world.desk.go_on(waits.run, by="grace", fetched=False)
+            again = await world.desk.call(caller, "book", {"flight": " ba1"})
+            assert again.calls[0].duplicate_of == f"{waits.run}/1.0"
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
 def test_a_task_that_outlived_the_gateway_is_asked_after_beside_what_is_served(tmp_path: Path) -> None:
     async def work() -> None:
         begun, may_end = asyncio.Event(), asyncio.Event()
