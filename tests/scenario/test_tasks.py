@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import FINISHED, SUSPENDED, Agent, call, command, environment, make_agent
+from commandline import FINISHED, SUSPENDED, Agent, call, command, environment, make_agent, make_clerk
 
 pytest.importorskip("mcp", reason="the extra lockstep-agents[mcp] is not installed")
 
@@ -257,3 +257,41 @@ class TestInSandboxes:
         assert done.code == FINISHED, done.all
         lost = the_call(agent, begun.json["run_id"])
         assert (lost["outcome"], "does not know any more" in lost["result"]) == ("task_lost", True)
+
+
+@contextlib.contextmanager
+def served(agent: Agent) -> Iterator[str]:
+    """The agent's gateway over HTTP, for this machine alone."""
+    arguments = command("gateway", agent.directory, "--http", "0", "--open", "--as", "ada", "--store", agent.store)
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr is not None
+        yield process.stderr.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def what_waits(agent: Agent) -> Any:
+    for _ in range(60):
+        if waiting := agent("approvals", "--json").json["waiting"]:
+            return waiting[0]
+    raise AssertionError("nothing waits")
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed (Debian package runsc)")
+def test_our_host_asks_our_gateway_after_a_call_that_waits_for_a_person_and_may_die_meanwhile(tmp_path: Path) -> None:
+    bank = make_clerk(tmp_path / "bank")
+    with served(bank) as url:
+        entry = f'[[tools]]\neffect = "once"\ninclude = ["pay"]\n[tools.mcp]\nurl = "{url}"\ntask_s = 60\n'
+        script = [call("pay", to="bob", cents=5), {"say": "${pay}"}]
+        agent = make_agent(tmp_path / "clerk", code="", tools=entry, script=script)
+        with running(agent):
+            waits = what_waits(bank)
+        run = the_run(agent)  # it was killed while it asked
+        assert bank("approve", waits["approval"], "--by", "grace").code == FINISHED
+        done = agent("resume", run)
+        assert done.code == FINISHED, done.all
+        assert the_call(agent, run)["result"].startswith("5 cents to bob")
+        assert len(bank("runs", "--json").json["runs"]) == 1
