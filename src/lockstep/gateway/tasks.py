@@ -152,7 +152,7 @@ class TaskFace:
                 )
             else:
                 goes_on = False
-        except InputError as problem:
+        except LockstepError as problem:  # it is none that was asked for, or comes too late
             raise MCPError(types.INVALID_PARAMS, problem.message) from problem
         if goes_on:
             follower = Follower()
@@ -175,6 +175,8 @@ class TaskFace:
             return await read_state(self.faces.journal, run)
         except RunError:
             return None
+        except LockstepError as error:
+            raise MCPError(types.INTERNAL_ERROR, f"The task cannot be read: {error.code}.") from error
 
     async def _task_of(self, ctx: Context, principal: Principal, params: TaskParams) -> State:
         """The run that is this task.

@@ -386,7 +386,9 @@ class Driver:
     def _released(self, live: Live, call: CallState) -> tuple[PermittedCall, Permit]:
         item, permit = self._permitted(live.state, call.id, self._gate.release(live.state, call, now_ms()))
         offers = live.attendant.offers if live.attendant else item.offers
-        tasks = tasking(live, call, item.tool, now_ms(), lambda: self._unwanted(live)) if item.tool.task_s else None
+        tasks = None
+        if item.tool.task_s or call.task:  # what is a task already is never called again, whatever its entry says now
+            tasks = tasking(live, call, item.tool, now_ms(), lambda: self._unwanted(live))
         return replace(item, offers=offers, listener=live.follower.listener, tasks=tasks), permit
 
     def _unwanted(self, live: Live) -> bool:

@@ -161,7 +161,7 @@ async def converse(
     """
     task = Following(ready.client, call, process, ask) if call.tasks is not None else None
     ready.client.offers = call.may_ask
-    ready.client.takes_tasks = task is not None and not call.tool.method
+    ready.client.takes_tasks = task is not None and not call.tool.method and call.tool.protocol == MODERN
     if task is not None and task.known:
         return await _followed(ready, call, process, task)
     try:

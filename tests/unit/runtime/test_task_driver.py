@@ -265,6 +265,22 @@ def test_only_a_tool_whose_entry_says_so_may_become_one(tmp_path: Path) -> None:
     during(tmp_path, work)
 
 
+def test_what_is_a_task_is_asked_after_also_where_its_entry_lets_it_make_none_any_more(tmp_path: Path) -> None:
+    async def work(journal: SQLiteJournal) -> None:
+        tools = Functions(book=task(Killed(), ok("booked")))
+        with pytest.raises(Killed):
+            await ran(journal, tools)
+        (row,) = await journal.runs()
+        agent = locked_agent(*(replace(tool, task_s=0.0) for tool in AGENT.tools.values()))
+        model = ListedModel(reply(call("book", OF["book"])), reply(text="Done."))
+        later = driver_of(journal, model, tools, agent)
+        await later.resume(row.run, by="ada")
+        asked = tools.calls[-1]
+        assert (asked.round and asked.round.task, asked.tasks and asked.tasks.left_s) == ("t-1", 0.0)
+
+    during(tmp_path, work)
+
+
 def test_a_read_beside_others_is_recorded_as_a_task_of_its_own(tmp_path: Path) -> None:
     async def work(journal: SQLiteJournal) -> None:
         model = ListedModel(reply(call("look", {"at": 1}), call("look", {"at": 2})), reply(text="Done."))
