@@ -158,7 +158,9 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         freed_by=("5" * 64,),
         late=True,
     ),
-    ev.EffectRetried(call="1.0", attempt=1, outcome="timeout", why="slow", delay_ms=500, detail="d", run_ms=1.0),
+    ev.EffectRetried(
+        call="1.0", attempt=1, outcome="timeout", why="slow", delay_ms=500, heard=True, detail="d", run_ms=1.0
+    ),
     ev.InputAsked(
         call="1.0",
         input="q1",

@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_peer import DONE, Asked, Behaviour, Caller, Peer, Say, answer, calling, error, remote_tool, serving
+from remote_peer import DO, DONE, Asked, Behaviour, Caller, Peer, Say, answer, calling, error, remote_tool, serving
 
+from lockstep.agent.locked import pin
 from lockstep.errors import PermitError
 from lockstep.gate.permit import PermitMint
 from lockstep.gate.rounds import Round
+from lockstep.sandbox.bubblewrap import Bubblewrap
 from lockstep.tools import tasks
+from lockstep.tools.code import CodeStore
+from lockstep.tools.host import SandboxedTools
 from lockstep.tools.inputs import Asked as Questions
 from lockstep.tools.port import Outcome, Tasking
-from lockstep.values import digest_json, now_ms
+from lockstep.tools.starting import Guest
+from lockstep.values import Tier, digest_json, now_ms, sha256
 
 TASK: dict[str, Any] = {"resultType": "task", "taskId": "t-1", "status": "working", "ttlMs": None, "pollIntervalMs": 0}
 FORM = {"method": "elicitation/create", "params": {"message": "Who?", "requestedSchema": {"type": "object"}}}
@@ -257,6 +263,12 @@ def test_where_nothing_is_learnt_the_task_is_open(tmp_path: Path, how: str) -> N
     assert (outcome.unknown, outcome.task_open, outcome.heard) == (True, True, True)
 
 
+def test_what_is_heard_when_its_time_is_over_is_no_reason_to_ask_on(tmp_path: Path) -> None:
+    goes_on = Round(number=0, responses={}, state=None, task="t-1")
+    outcome, _, _ = met(tmp_path, in_turn(WORKING, breaks), kept=Kept(left_s=0), round=goes_on)
+    assert (outcome.task_open, outcome.heard) == (True, False)
+
+
 def test_a_server_that_does_not_answer_for_it_takes_no_longer_than_for_a_call(tmp_path: Path) -> None:
     outcome, _, _ = met(tmp_path, in_turn(WORKING, hangs), timeout_s=1)
     assert (outcome.kind, outcome.unknown, outcome.task_open) == ("timeout", True, True)
@@ -360,3 +372,71 @@ def test_without_a_permit_for_it_nothing_is_asked_after_a_task(tmp_path: Path, p
 
     asyncio.run(bounded())
     assert peer.said == []
+
+
+# In a sandbox: what a server does between two questions, and that nothing of it is left.
+
+HERE = """
+import json, os, sys, time
+def send(**frame): print(json.dumps({"jsonrpc": "2.0", **frame}), flush=True)
+def task(**more): return {"taskId": "t-1", "status": "working", "pollIntervalMs": 0, "ttlMs": None, **more}
+ASKED = 0
+for line in sys.stdin:
+    asked = json.loads(line)
+    number, method = asked.get("id"), asked["method"]
+    if method == "tools/list":
+        send(id=number, result={"tools": [{"name": "do", "description": "Do it.", "inputSchema": {"type": "object"}}]})
+    elif method == "tools/call":
+        send(id=number, result=task(resultType="task"))
+    elif method == "tasks/get":
+        ASKED += 1
+        DOES
+        send(id=number, result=task())
+"""
+DONE_THEN = "send(id=number, result=task(status='completed', result={'content': [{'type': 'text', 'text': 'done'}]}))"
+IN_SANDBOXES: Mapping[str, tuple[str, str]] = {
+    "is silent": ("time.sleep(1000)", "timeout"),
+    "dies": ("os._exit(3)", "process_ended"),
+    "dies between two questions": ("send(id=number, result=task()); os._exit(3)", "process_ended"),
+    "talks between them": (
+        "send(id=number, result=task())\n        for n in range(1500): send(method='x')",
+        "bad_reply",
+    ),
+    "talks without end": ("while True: os.write(1, b'x' * 4096)", "output_too_large"),
+    "says much each time, and ends": (
+        f"if ASKED == 4: {DONE_THEN}; continue\n        send(id=number, result=task(more='x' * 40_000)); continue",
+        "ok",
+    ),
+}
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed (Debian package bubblewrap)")
+@pytest.mark.parametrize("name", IN_SANDBOXES)
+def test_a_hostile_task_in_a_sandbox_ends_typed(tmp_path: Path, name: str) -> None:
+    does, kind = IN_SANDBOXES[name]
+    files = {"server.py": HERE.replace("DOES", does).encode()}
+    code, source = CodeStore(tmp_path / "code"), "mcp:/usr/bin/python3 -I -S server.py"
+    code.put(files)
+    digests = {file: sha256(data) for file, data in files.items()}
+    tool = replace(
+        remote_tool(1, task_s=20, timeout_s=3, output_kb=64),
+        remote=None,
+        run_lifetime=False,
+        tier=Tier.PROCESS,
+        egress=(),
+        source=source,
+        code=digests,
+        pin=pin(DO, source, digests, {}),
+    )
+
+    async def work() -> Outcome:
+        host = SandboxedTools((Bubblewrap(tmp_path / "sandboxes"),), code, Guest(tmp_path / "guest"))
+        try:
+            async with asyncio.timeout(60):
+                return await Caller(host=host).call(tool, tasks=Kept().tasking)
+        finally:
+            await host.close()
+
+    outcome = asyncio.run(work())
+    assert outcome.kind == kind, outcome

@@ -262,6 +262,8 @@ class EffectRetried:
     delay_ms: int
     unknown: bool = False
     """It may have been carried out all the same."""
+    heard: bool = False
+    """Of a task that is asked after: its server had answered for it in this attempt, before it did not."""
     detail: str = ""
     tier: str = ""
     run_ms: float = 0.0

@@ -247,7 +247,11 @@ def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Chang
     # Asking after a task once more is no attempt that could have been carried out.
     unsure = call.unsure or (event.unknown and not call.kept_task)
     again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
-    return _with_call(state, event.call, again | ({"task_due": True} if call.kept_task else {"task": ""}))
+    if call.kept_task:
+        again |= {"task_due": True, "task_unheard": 0 if event.heard else call.task_unheard + 1}
+    else:
+        again["task"] = ""
+    return _with_call(state, event.call, again)
 
 
 def _input_asked(state: State, event: ev.InputAsked, at_ms: int) -> _Changes:
@@ -286,18 +290,11 @@ def _task_begun(state: State, event: ev.TaskBegun, at_ms: int) -> _Changes:
     call = state.call(event.call)
     if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED, Phase.ANSWERED, Phase.DOUBTED):
         raise ValueError(f"{event.TYPE} is of a call that is not under way")
-    changes: _Changes = {
-        # A read that was answered goes on by itself now; an effect is intended, or in doubt since its deadline.
-        "phase": Phase.ALLOWED if call.phase is Phase.ANSWERED else call.phase,
-        "task": event.task,
-        "task_elsewhere": event.elsewhere,
-        "task_begun_ms": state.active_ms(at_ms),
-        "asked": "",
-        "answers": "",
-        "attempts": 0,
-        "retry_at_ms": 0,
-    }
-    return {"crashes": 0, **_with_call(state, event.call, changes)}
+    begun: _Changes = {"task": event.task, "task_elsewhere": event.elsewhere, "task_begun_ms": state.active_ms(at_ms)}
+    begun |= {"asked": "", "answers": "", "attempts": 0, "retry_at_ms": 0, "task_unheard": 0}
+    if call.phase is Phase.ANSWERED:  # a read, which goes on by itself now; an effect is intended, or in doubt
+        begun["phase"] = Phase.ALLOWED
+    return {"crashes": 0, **_with_call(state, event.call, begun)}
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
@@ -358,7 +355,8 @@ def _resumed(state: State, call: CallState, event: ev.RunResumed, at_ms: int) ->
     if not call.task_elsewhere and (event.after_crash or state.suspended_for != "input"):
         changes["task"] = ""  # it went with its sandbox, which only a run that waits for an answer keeps
     if call.phase is Phase.DOUBTED:
-        changes |= {"probes": 0, "probe_at_ms": at_ms, "task_due": call.kept_task, "attempts": 0, "retry_at_ms": 0}
+        changes |= {"probes": 0, "probe_at_ms": at_ms, "task_due": call.kept_task}
+        changes |= {"task_unheard": 0, "attempts": 0, "retry_at_ms": 0}
         if event.after_crash:
             changes["doubted_at_ms"] = at_ms
     elif call.phase is Phase.INTENDED and not call.kept_task:

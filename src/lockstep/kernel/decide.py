@@ -23,7 +23,7 @@ PROBE_S = (1.0, 2.0, 4.0)
 CRASH_LIMIT = 5
 """Crashes in a row without progress after which a run is stopped: it may be what kills the process."""
 TASK_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
-"""Between questions after a task that were not answered; after the last the call is in doubt, or has failed."""
+"""Before a task is asked after again; after so many times in a row without a word of it, the call is in doubt."""
 MAX_ROUNDS = 8
 """How often the server of one call may ask for input."""
 
@@ -210,11 +210,6 @@ def _execute(ready: tuple[CallState, ...], now_ms: int) -> Execute:
         return Execute(due)
     soonest = min(ready, key=lambda call: call.retry_at_ms)
     return Execute((soonest,), delay_s=(soonest.retry_at_ms - now_ms) / 1000)
-
-
-def retry_delay_s(attempt: int) -> float:
-    """How long to wait after this failed attempt (from 1)."""
-    return RETRY_S[min(attempt, len(RETRY_S)) - 1]
 
 
 def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:

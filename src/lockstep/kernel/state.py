@@ -117,6 +117,8 @@ class CallState(Changing):
     """The task is where no end of ours ends it."""
     task_begun_ms: int = 0
     """How long the run had been active when it began."""
+    task_unheard: int = 0
+    """Attempts in a row to ask after it in which nothing was heard."""
     task_due: bool = False
     """In doubt, and its server is to be asked what became of the task."""
     why_doubted: str = ""

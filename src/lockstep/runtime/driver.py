@@ -423,13 +423,13 @@ class Driver:
                 live.record(event)
             return
         if now.kept_task:
-            again, attempt = asked_again(now, outcome)
+            again = asked_again(now, outcome)
         else:
             may_help = outcome.transient or (outcome.unknown and item.tool.effect is Effect.KEYED)
-            again, attempt = may_help and call.attempts < item.tool.retries, call.attempts + 1
+            again = may_help and call.attempts < item.tool.retries
             again = again and not do.over_wall(live.state, self.agent.budget, now_ms())
         if again:
-            live.record(retried(now, outcome, attempt))
+            live.record(retried(now, outcome))
         elif _in_doubt(call, outcome) and item.tool.effect in (Effect.ONCE, Effect.KEYED):
             live.record(doubted(item.id, outcome))
         else:

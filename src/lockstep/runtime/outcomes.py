@@ -98,15 +98,17 @@ def finished(state: State, command: do.Finish) -> ev.RunFinished:
     )
 
 
-def retried(call: CallState, outcome: Outcome, attempt: int) -> ev.EffectRetried:
-    delay_s = do.TASK_RETRY_S[attempt - 1] if call.kept_task else do.retry_delay_s(attempt)
+def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
+    attempt = call.attempts + 1
+    delays_s = do.TASK_RETRY_S if call.kept_task else do.RETRY_S
     return ev.EffectRetried(
         call=call.id,
         attempt=attempt,
         outcome=outcome.kind,
         why=outcome.text,
-        delay_ms=int(delay_s * 1000),
+        delay_ms=int(delays_s[min(attempt, len(delays_s)) - 1] * 1000),
         unknown=outcome.unknown,
+        heard=outcome.heard,
         detail=outcome.detail,
         tier=outcome.tier.value,
         run_ms=outcome.run_ms,

@@ -24,7 +24,6 @@ def tasking(live: Live, call: CallState, tool: LockedTool, now_ms: int, unwanted
     return Tasking(left_s=max(0.0, tool.task_s - used_ms / 1000), begun=begun, unwanted=unwanted)
 
 
-def asked_again(call: CallState, outcome: Outcome) -> tuple[bool, int]:
-    """Whether a task is asked after once more that was not answered for, and how often that then was, in a row."""
-    attempt = 1 if outcome.heard else call.attempts + 1
-    return outcome.task_open and attempt <= len(TASK_RETRY_S), attempt
+def asked_again(call: CallState, outcome: Outcome) -> bool:
+    """Whether a task is asked after once more: while its server speaks of it now and then, and for a while without."""
+    return outcome.task_open and (outcome.heard or call.task_unheard < len(TASK_RETRY_S))

@@ -108,7 +108,7 @@ class Outcome:
     task_open: bool = False
     """Of a call that is a task: it was not learnt what became of it, and asking again may tell."""
     heard: bool = False
-    """With `task_open`: its server had answered for it before."""
+    """With `task_open`: its server had answered for it before that, and its time was not over."""
     tier: Tier = Tier.NONE
     degraded: str = ""
     """The tier that was asked for, where the lock accepts a weaker one in its place."""

@@ -119,7 +119,7 @@ class Following:
             text = f"{tool.name} went on as a task that its server does not know any more: {error.message}"
             return replace(outcome, kind="task_lost", text=text)
         again = not isinstance(error, BadReply) and getattr(error, "limit", "") != "output_bytes"
-        return replace(outcome, task_open=again, heard=self._heard)
+        return replace(outcome, task_open=again, heard=self._heard and self._tasks.left_s > 0)
 
     async def _to_its_end(self) -> Mapping[str, Any] | Asked | Outcome:
         now = asyncio.get_running_loop().time

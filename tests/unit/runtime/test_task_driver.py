@@ -176,13 +176,43 @@ def test_one_that_is_not_answered_for_is_asked_after_again_and_later_each_time(t
     during(tmp_path, work)
 
 
-def test_one_that_was_answered_for_in_between_begins_anew_to_count(tmp_path: Path) -> None:
+HEARD = replace(UNHEARD, heard=True)
+
+
+def test_one_that_its_server_speaks_of_now_and_then_is_asked_after_further_and_less_and_less(tmp_path: Path) -> None:
     async def work(journal: SQLiteJournal) -> None:
-        heard = replace(UNHEARD, heard=True)
-        tools = Functions(book=task(*[UNHEARD] * 5, heard, *[UNHEARD] * 5, ok("booked")))
+        tools = Functions(book=task(*[UNHEARD] * 5, HEARD, *[UNHEARD] * 5, HEARD, ok("booked")))
         state = await ran(journal, tools, sleep=lambda seconds: asyncio.sleep(0))
         assert state.settled[0].text == "booked"
         assert {each.round.task for each in tools.calls[1:] if each.round} == {"t-1"}
+        retried = [each for each in await recorded(journal, state.run) if isinstance(each, ev.EffectRetried)]
+        assert [each.delay_ms / 1000 for each in retried] == [*TASK_RETRY_S, *[TASK_RETRY_S[-1]] * 6]
+
+    during(tmp_path, work)
+
+
+def test_one_whose_server_speaks_of_it_and_then_breaks_off_is_not_asked_after_beyond_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_800_000_000_000
+    for module in (driving, live):
+        monkeypatch.setattr(module, "now_ms", lambda: now)
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += int(seconds * 1000)
+
+    async def work(journal: SQLiteJournal) -> None:
+        behave = task(*[HEARD] * 100)
+
+        async def in_time(call: PermittedCall) -> Outcome:
+            assert call.tasks is not None
+            return replace(await behave(call), heard=call.tasks.left_s > 0)
+
+        tools = Functions(book=in_time)
+        state = await ran(journal, tools, sleep=sleep)
+        assert state.suspended_for == "in_doubt"
+        assert len(tools.calls) < 20
 
     during(tmp_path, work)
 
