@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,9 +274,11 @@ def served(agent: Agent) -> Iterator[str]:
 
 
 def what_waits(agent: Agent) -> Any:
-    for _ in range(60):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         if waiting := agent("approvals", "--json").json["waiting"]:
             return waiting[0]
+        time.sleep(0.1)
     raise AssertionError("nothing waits")
 
 
