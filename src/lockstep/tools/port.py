@@ -60,11 +60,13 @@ class PermittedCall:
     def may_ask(self) -> frozenset[str]:
         """What its server may ask for in this round, of what its entry lets it.
 
-        A person may answer at any time; but where somebody answers for a model or for roots, all of a question is
-        theirs, because nobody else could answer that part.
+        A person may answer at any time, and so may the agent's own model; but where a client answers for a model or for
+        roots, all that is left of a question is its, because nobody else could answer that part.
         """
-        there = self.offers & frozenset(self.tool.asks)
-        return there if there - {"elicitation"} else frozenset(self.tool.asks) & {"elicitation"}
+        asks = frozenset(self.tool.asks)
+        own = asks & {"sampling"} if self.tool.samples else frozenset[str]()
+        there = self.offers & (asks - own)
+        return own | (there if there - {"elicitation"} else asks & {"elicitation"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
