@@ -27,7 +27,7 @@ VISITS: list[Any] = []
 
 
 async def list_tools(ctx: Any, params: Any) -> types.ListToolsResult:
-    names = ("book", "wander", "enter")
+    names = ("book", "wander", "enter", "think")
     return types.ListToolsResult(tools=[types.Tool(name=each, input_schema={"type": "object"}) for each in names])
 
 
@@ -38,6 +38,8 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> Any:
             page = types.ElicitRequestURLParams(message="Log in.", url="https://in.example/", elicitation_id="e1")
             raise UrlElicitationRequiredError([page])
         return told("entered", params.input_responses)
+    if params.name == "think":
+        return await think(ctx, params)
     if ctx.protocol_version < "2026-07-28":
         related = ctx.request_id if params.name == "book" else None  # None: over the stream that is nobody's answer
         said = await ctx.session.elicit_form("Who flies?", SCHEMA, related)
@@ -49,6 +51,20 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> Any:
     answer = params.input_responses["who"]
     assert isinstance(answer, types.ElicitResult)
     return told(answer.action, answer.content, params.request_state)
+
+
+async def think(ctx: Any, params: types.CallToolRequestParams) -> Any:
+    words = types.SamplingMessage(role="user", content=types.TextContent(text="Capital of France?"))
+    if ctx.protocol_version < "2026-07-28":
+        answer = await ctx.session.create_message([words], max_tokens=9, related_request_id=ctx.request_id)
+    elif not params.input_responses:
+        asked = types.CreateMessageRequestParams(messages=[words], max_tokens=9)
+        requests: Any = {"m": types.CreateMessageRequest(params=asked)}
+        return types.InputRequiredResult(input_requests=requests, request_state="mine")
+    else:
+        answer = params.input_responses["m"]
+    assert isinstance(answer, types.CreateMessageResult)
+    return told(answer.role, getattr(answer.content, "text", ""), answer.model, answer.stop_reason)
 
 
 def told(*said: Any) -> types.CallToolResult:
