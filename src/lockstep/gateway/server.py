@@ -82,7 +82,12 @@ class Served:
 def build_server(served: Served) -> Server[Any]:
     """The server, for any face."""
     face = _Face(served)
-    context = ContextFace(served.desk.agent, lambda ctx: face.offered_to(served.who(ctx).name), face.judged)
+    context = ContextFace(
+        served.desk.agent,
+        offered=lambda ctx: face.offered_to(served.who(ctx).name),
+        judged=face.judged,
+        who=lambda ctx: served.who(ctx).name,
+    )
     server: Server[Any] = _Locked(
         served.desk.agent.name,
         version=served.version,
