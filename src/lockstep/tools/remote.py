@@ -106,6 +106,7 @@ class RemoteProcess:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
         self._log, self._received, self._open, self._scrubber = Log(), 0, True, None
+        self._frames = asyncio.Queue()  # what came by a stream after the last call's answer is nothing to this one
         self._admitted = time.monotonic()
         self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
         self._listen_again()
@@ -295,7 +296,8 @@ class RemoteProcess:
                         async for piece in response.stream:  # type: ignore[union-attr]
                             self._count(len(piece))
                             for event in stream.feed(piece):
-                                self._frames.put_nowait(self._clean(event.data))
+                                if not _is_answer(event.data):  # which would be to what is asked next
+                                    self._frames.put_nowait(self._clean(event.data))
                     finally:
                         await response.aclose()
                 failures = 0 if stream.last_id != before else failures + 1
@@ -449,6 +451,13 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
+
+
+def _is_answer(frame: bytes) -> bool:
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        found = msgspec.json.decode(frame)
+        return isinstance(found, dict) and "method" not in found
+    return False
 
 
 async def _pause(stream: EventStream) -> None:
