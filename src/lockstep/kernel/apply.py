@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from lockstep.errors import JournalCorrupt
@@ -95,7 +94,6 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         text=event.text,
         calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
     )
-    totals = state.totals.plus(event)
     return {
         "transcript": state.transcript.add(message),
         "context_built": False,
@@ -109,7 +107,7 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         "retry_after_s": None,
         "crashes": 0,
         "asked": _counted(state.asked, asked),
-        "totals": replace(totals, steps=totals.steps + 1, calls=totals.calls + len(asked)),
+        "totals": state.totals.plus(event, steps=1, calls=len(asked)),
     }
 
 
@@ -275,14 +273,9 @@ def _model_sampled(state: State, event: ev.ModelSampled, at_ms: int) -> _Changes
     call = state.call(event.call)
     if event.input not in (call.live, call.input):
         raise ValueError(f"{event.TYPE} is not of what was asked")
-    changes: _Changes = {"sampled": (*call.sampled, event)}
-    if event.input == call.live:
-        changes["live_at_ms"] = at_ms  # a model's time is the run's own
-    changes = _with_call(state, event.call, changes)
-    if event.failure:
-        return changes
-    totals = state.totals.plus(event)
-    return {**changes, "crashes": 0, "totals": replace(totals, sampled=totals.sampled + 1)}
+    since_ms = at_ms if event.input == call.live else call.live_at_ms  # a model's time is the run's own
+    changes = _with_call(state, event.call, {"sampled": (*call.sampled, event), "live_at_ms": since_ms})
+    return changes if event.failure else {**changes, "crashes": 0, "totals": state.totals.plus(event, sampled=1)}
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:

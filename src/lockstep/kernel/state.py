@@ -217,10 +217,13 @@ class Totals:
         whole = None if self.cost_usd is None or cost is None else self.cost_usd + cost
         return replace(self, cost_usd=whole, known_usd=self.known_usd + (cost or 0))
 
-    def plus(self, said: ModelReplied | ModelSampled) -> Totals:
-        """With what a reply of the model used."""
+    def plus(self, said: ModelReplied | ModelSampled, *, steps: int = 0, sampled: int = 0, calls: int = 0) -> Totals:
+        """With what a reply of the model used, and was."""
         return replace(
             self.costing(parse_usd(said.cost_usd)),
+            steps=self.steps + steps,
+            sampled=self.sampled + sampled,
+            calls=self.calls + calls,
             input_tokens=self.input_tokens + said.input_tokens,
             output_tokens=self.output_tokens + said.output_tokens,
             reasoning_tokens=self.reasoning_tokens + said.reasoning_tokens,

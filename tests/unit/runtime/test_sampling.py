@@ -443,6 +443,16 @@ def test_a_server_that_holds_its_call_open_is_told_no_and_goes_on(tmp_path: Path
     during(tmp_path, work)
 
 
+def test_a_server_that_holds_its_call_open_may_have_so_many_answers_and_no_more(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        state = await world.run(held(*[think()] * (MAX_SAMPLES + 2))(world), *[PARIS] * 20)
+        answers = json.loads(state.settled[0].text)
+        assert [each is None for each in answers] == [False] * MAX_SAMPLES + [True] * 2
+        assert len(world.asked) == MAX_SAMPLES
+
+    during(tmp_path, work)
+
+
 def test_two_reads_that_ask_the_model_at_once_are_within_one_budget(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         class Both(Functions):
