@@ -27,7 +27,7 @@ from lockstep.sandbox.framed import FramedChild
 from lockstep.tools.client import LEGACY, MODERN, McpClient
 from lockstep.tools.conversation import converse, greet
 from lockstep.tools.inputs import Asked
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall, Watched
 from lockstep.tools.samples import for_model, read_sample, told
 from lockstep.values import Effect, JsonObject, RunId, Tier, digest_json
 
@@ -212,5 +212,38 @@ def test_a_legacy_server_that_may_not_ask_cannot() -> None:
     async def work(process: Any) -> None:
         outcome = await said(process, await booking(process, LEGACY[0], asks=()), pytest.fail)
         assert outcome.kind == "tool_error", outcome
+
+    with_server(work)
+
+
+CHANGES = "notifications/resources/"
+
+
+@pytest.mark.parametrize(
+    ("watched", "told"),
+    [
+        (Watched(resources=frozenset({"x://1"})), {("updated", "x://1")}),
+        (Watched(lists=True), {("list_changed", None)}),
+        (Watched(resources=frozenset({"x://1", "x://2"})), {("updated", "x://1"), ("updated", "x://2")}),
+        (Watched(), set()),
+    ],
+)
+def test_a_modern_server_says_during_a_call_what_changes_of_what_somebody_subscribed_to(
+    watched: Watched, told: set[Any]
+) -> None:
+    async def work(process: Any) -> None:
+        heard: list[Notice] = []
+        listener = Listener(hear=heard.append, watches=lambda source: watched)
+        call = replace(await booking(process, MODERN, name="change"), listener=listener)
+        ready = await greet(call.tool, process)
+        kept = replace(call, tool=replace(call.tool, run_lifetime=True))
+        unheard = replace(kept, listener=None)
+        for each, expected in ((call, set()), (kept, told), (kept, told), (unheard, set())):
+            heard.clear()
+            assert json.loads((await converse(ready, each, process)).text) == ["changed"]
+            found = [(each.method.removeprefix(CHANGES), each.params.get("uri")) for each in heard]
+            changes = {each for each in found if each[0] in ("updated", "list_changed")}
+            assert changes <= expected
+            assert bool(changes) is bool(expected)
 
     with_server(work)

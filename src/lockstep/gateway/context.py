@@ -149,14 +149,19 @@ class ContextFace:
         offered = self._offered(ctx)
         return {prefix: tool for prefix, tool in self._by_method[method].items() if tool.name in offered}
 
+    def owned(self, who: str, source: str, uris: Iterable[str]) -> frozenset[str]:
+        """Those of these resources that the server with this source claims, as this principal knows."""
+        having = {prefix: tool for prefix, tool in self._by_method[READ].items() if tool.source == source}
+        return frozenset(uri for uri in uris for prefix, tool in having.items() if self._has(who, prefix, tool, uri))
+
+    def _has(self, who: str, prefix: str, tool: LockedTool, uri: str) -> bool:
+        """Whether a server claims a resource: by what it listed last, or by a template of the lock."""
+        return uri in self._listed.get((who, prefix), ()) or any(_fits(uri, each) for each in _templates(tool))
+
     def _claims(self, ctx: Any, uri: str) -> list[LockedTool]:
-        """Whose resource this is, as the servers have it: who listed it last, and whose locked template it fits."""
+        """Whose resource this is, as the servers have it."""
         who = self._who(ctx)
-        return [
-            tool
-            for prefix, tool in self._servers(ctx, READ).items()
-            if uri in self._listed.get((who, prefix), ()) or any(_fits(uri, each) for each in _templates(tool))
-        ]
+        return [tool for prefix, tool in self._servers(ctx, READ).items() if self._has(who, prefix, tool, uri)]
 
     async def _owner(self, ctx: Any, uri: str) -> LockedTool:
         """The one server that is asked for this resource.

@@ -24,6 +24,17 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """What somebody wants to hear of when it changes: resources by URI, and whether there are others in the list."""
+
+    resources: frozenset[str] = frozenset()
+    lists: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.resources) or self.lists
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Listener:
     """Who hears what a server says while it is called. `hear` must return at once and never raise."""
 
@@ -32,6 +43,8 @@ class Listener:
     """Whether the server is asked to say how far it is."""
     log_level: str = ""
     """From which level on the server is asked for log messages; empty for none."""
+    watches: Callable[[str], Watched] = lambda source: Watched()
+    """Of the server with this source: what it is asked to tell changes of. A modern one tells no others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
