@@ -19,7 +19,7 @@ from lockstep.gate.permit import Permit, PermitMint
 from lockstep.sandbox.egress_dial import Resolver
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
-from lockstep.tools.port import Ask, Outcome, PermittedCall
+from lockstep.tools.port import Ask, Listener, Outcome, PermittedCall
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
@@ -157,6 +157,7 @@ class Caller:
         ask: Ask | None = None,
         arguments: JsonObject | None = None,
         kept_for: str = "",
+        listener: Listener | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -170,6 +171,7 @@ class Caller:
             key="k",
             principal=principal,
             kept_for=kept_for,
+            listener=listener,
         )
         return await self.host.call(call, permit, None, ask)
 

@@ -87,6 +87,8 @@ class LockedTool:
     """Of an MCP server: the revision that was settled on with it when it was locked."""
     asks: tuple[str, ...] = ()
     """What its server may ask for while it is called: of `elicitation`, `sampling` and `roots`."""
+    samples: bool = False
+    """Whether the agent's own model answers what its server asks of one."""
     errors_not_done: bool = False
     """Of an MCP server: whether a result that is an error says that the effect did not happen."""
     remote: Remote | None = None

@@ -236,6 +236,8 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
         settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
     if server.asks:
         settings["asks"] = list(server.asks)
+    if server.sampling == "model":
+        settings["sampling"] = server.sampling
     if server.files:
         settings["files"] = {
             name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())

@@ -359,7 +359,7 @@ class _Reading:
                     at_ms=item.at_ms,
                 )
                 action.retries.append(retry)
-            case ev.InputAsked() | ev.InputGiven():
+            case ev.InputAsked() | ev.InputGiven() | ev.ModelSampled():
                 action.inputs = with_input(action.inputs, event, item)
             case ev.EffectProbed() if action.doubt is not None:
                 probe = Probe(tool=event.tool, outcome=event.outcome, event=item.seq, at_ms=item.at_ms)
