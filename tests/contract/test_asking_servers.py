@@ -19,13 +19,16 @@ import pytest
 from lockstep.agent.locked import LockedTool, pin
 from lockstep.agent.spec import LimitsSection
 from lockstep.gate.rounds import Round
+from lockstep.journal.events import ModelSampled
+from lockstep.model.port import UserMessage
 from lockstep.sandbox.child import kill_child
 from lockstep.sandbox.contract import EgressRecord, Limits
 from lockstep.sandbox.framed import FramedChild
 from lockstep.tools.client import LEGACY, MODERN, McpClient
 from lockstep.tools.conversation import converse, greet
 from lockstep.tools.inputs import Asked
-from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall, Watched
+from lockstep.tools.samples import for_model, read_sample, told
 from lockstep.values import Effect, JsonObject, RunId, Tier, digest_json
 
 SERVER = Path(__file__).with_name("asking_server.py")
@@ -87,6 +90,7 @@ async def booking(
         code={},
         protocol=protocol,
         asks=asks,
+        samples="sampling" in asks,
     )
     digest = digest_json({})
     return PermittedCall(run=RunId("r1"), session="s", id="1.0", tool=tool, arguments={}, digest=digest, key="k")
@@ -130,6 +134,34 @@ def test_a_legacy_server_is_answered_while_it_holds_its_call_open() -> None:
 
         outcome = await said(process, await booking(process, LEGACY[0]), ask)
         assert json.loads(outcome.text) == ["accept", YES["content"]]
+
+    with_server(work)
+
+
+SAID = ModelSampled(call="1.0", input="q", key="m", digest=digest_json({}), text="Paris", model="m-1")
+
+
+def test_a_modern_server_is_told_what_the_agents_model_says() -> None:
+    async def work(process: Any) -> None:
+        call = await booking(process, MODERN, asks=("sampling",), name="think")
+        outcome = await said(process, call)
+        assert outcome.asked is not None
+        (request,) = for_model(outcome.asked).for_model
+        assert read_sample(request.params).prompt.messages == (UserMessage(text="Capital of France?"),)
+        answered = replace(call, round=Round(number=1, responses={"m": told(SAID)}, state="mine"))
+        assert json.loads((await said(process, answered)).text) == ["assistant", "Paris", "m-1", "endTurn"]
+
+    with_server(work)
+
+
+def test_a_legacy_server_is_told_it_while_it_holds_its_call_open() -> None:
+    async def work(process: Any) -> None:
+        async def ask(asked: Asked) -> JsonObject:
+            assert len(for_model(asked).for_model) == 1
+            return {"request": told(SAID)}
+
+        outcome = await said(process, await booking(process, LEGACY[0], asks=("sampling",), name="think"), ask)
+        assert json.loads(outcome.text) == ["assistant", "Paris", "m-1", "endTurn"]
 
     with_server(work)
 
@@ -180,5 +212,38 @@ def test_a_legacy_server_that_may_not_ask_cannot() -> None:
     async def work(process: Any) -> None:
         outcome = await said(process, await booking(process, LEGACY[0], asks=()), pytest.fail)
         assert outcome.kind == "tool_error", outcome
+
+    with_server(work)
+
+
+CHANGES = "notifications/resources/"
+
+
+@pytest.mark.parametrize(
+    ("watched", "told"),
+    [
+        (Watched(resources=frozenset({"x://1"})), {("updated", "x://1")}),
+        (Watched(lists=True), {("list_changed", None)}),
+        (Watched(resources=frozenset({"x://1", "x://2"})), {("updated", "x://1"), ("updated", "x://2")}),
+        (Watched(), set()),
+    ],
+)
+def test_a_modern_server_says_during_a_call_what_changes_of_what_somebody_subscribed_to(
+    watched: Watched, told: set[Any]
+) -> None:
+    async def work(process: Any) -> None:
+        heard: list[Notice] = []
+        listener = Listener(hear=heard.append, watches=lambda source: watched)
+        call = replace(await booking(process, MODERN, name="change"), listener=listener)
+        ready = await greet(call.tool, process)
+        kept = replace(call, tool=replace(call.tool, run_lifetime=True))
+        unheard = replace(kept, listener=None)
+        for each, expected in ((call, set()), (kept, told), (kept, told), (unheard, set())):
+            heard.clear()
+            assert json.loads((await converse(ready, each, process)).text) == ["changed"]
+            found = [(each.method.removeprefix(CHANGES), each.params.get("uri")) for each in heard]
+            changes = {each for each in found if each[0] in ("updated", "list_changed")}
+            assert changes <= expected
+            assert bool(changes) is bool(expected)
 
     with_server(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,13 +49,25 @@ def steal(params):
 
 def think(params): return asks("s", m={"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 1}})
 
+QUESTION = {"messages": [{"role": "user", "content": {"type": "text", "text": "Capital of France?"}}],
+            "maxTokens": 20, "systemPrompt": "Be brief.", "includeContext": "allServers"}
+
+def muse(params):
+    if LEGACY:
+        send({"id": "s1", "method": "sampling/createMessage", "params": QUESTION})
+        answer = json.loads(sys.stdin.readline())
+        return done("heard " + json.dumps(answer.get("result") or answer.get("error")))
+    if "inputResponses" in params:
+        return done("heard " + json.dumps(params["inputResponses"]["m"]))
+    return asks("s", m={"method": "sampling/createMessage", "params": QUESTION})
+
 def nag(params): return asks("s", again=form("Once more?", {"type": "object", "properties": {}}))
 
 def live(params):
     send({"id": "e1", "method": "elicitation/create", "params": form("Who flies?", NAME)["params"]})
     return done("told " + json.dumps(json.loads(sys.stdin.readline()).get("result")))
 
-TOOLS = {each.__name__: each for each in ([live] if LEGACY else [book, steal, think, nag])}
+TOOLS = {each.__name__: each for each in ([live, muse] if LEGACY else [book, steal, think, nag, muse])}
 def send(frame): print(json.dumps({"jsonrpc": "2.0", **frame}), flush=True)
 
 CAPABILITIES = {}
@@ -73,7 +86,7 @@ for line in sys.stdin:
         send({"id": asked["id"], "result": {"tools": listed}})
     elif method == "tools/call":
         CAPABILITIES = CAPABILITIES or params["_meta"].get("io.modelcontextprotocol/clientCapabilities", {})
-        if CAPABILITIES.get("elicitation") is None:
+        if CAPABILITIES.get("sampling" if params["name"] == "muse" else "elicitation") is None:
             result = {**done("this needs a client that can be asked"), "isError": True}
         else:
             result = TOOLS[params["name"]](params)
@@ -92,11 +105,15 @@ prefix = "{prefix}"
 {asks}
 """
 ASK = 'elicitation = "ask"'
+SAMPLES = 'sampling = "model"'
 TOOLS = (
     ENTRY.format(prefix="air", more="", asks=ASK)
     + ENTRY.format(prefix="old", more=', "legacy"', asks=ASK)
     + ENTRY.format(prefix="mute", more="", asks="")
+    + ENTRY.format(prefix="wise", more="", asks=SAMPLES)
+    + ENTRY.format(prefix="sage", more=', "legacy"', asks=SAMPLES)
 )
+PARIS = {"for_server": "Capital of France?", "say": "Paris.", "cost_usd": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +290,41 @@ def test_at_the_terminal_rounds_are_answered_one_after_another(agent: Agent) -> 
         person.type("y\n")
         assert person.ended() == FINISHED
         assert 'booked {"seats": 2, "name": "Ada"} accept' in person.seen
+
+
+@pytest.mark.parametrize("prefix", ["wise", "sage"], ids=["modern", "legacy"])
+def test_what_a_server_asks_of_a_model_is_answered_by_the_agents_and_a_recording_says_the_same(
+    agent: Agent, tmp_path: Path, prefix: str
+) -> None:
+    tool = f"{prefix}__muse"
+    done = agent.run("go", script=[*script(tool), PARIS])
+    assert done.code == FINISHED, done.all
+    run = done.json
+    heard = '"content": {"type": "text", "text": "Paris."}, "model": "scripted", "stopReason": "endTurn"}'
+    assert run["output"] == 'heard {"role": "assistant", ' + heard
+    assert run["cost_usd"] == 0.25
+    (action,) = agent("why", run["run_id"], "--json").json["actions"]
+    (asked,) = action["inputs"]
+    assert (asked["by"], asked["live"]) == ("the agent's model", prefix == "sage")
+    (said,) = asked["sampled"]
+    assert (said["text"], said["ignored"], said["cost_usd"]) == ("Paris.", ["includeContext"], "0.25")
+    for reading, shows in (("why", "told"), ("trace", "scripted"), ("show", "Paris."), ("verify", "")):
+        shown = agent(reading, run["run_id"])
+        assert (shown.code, shows in shown.out) == (FINISHED, True), shown.all
+
+    recording = tmp_path / "said.jsonl"
+    assert agent("record", run["run_id"], recording).code == FINISHED
+    again = agent("run", agent.directory, "go", "--model", f"recorded:{recording}", "--json", "--session", tool)
+    assert again.code == FINISHED, again.all
+    assert (again.json["output"], again.json["cost_usd"]) == (run["output"], 0.25)
+
+
+@pytest.mark.parametrize("prefix", ["wise", "sage"], ids=["modern", "legacy"])
+def test_a_model_that_says_nothing_is_a_sentence(agent: Agent, prefix: str) -> None:
+    run = begun(agent, f"{prefix}__muse", FINISHED)
+    if prefix == "wise":
+        assert run["calls"][0]["outcome"] == "model_failed"
+        assert "has no reply for a server that asks 'Capital of France?'" in run["output"]
+    else:
+        assert run["output"] == 'heard {"code": -32601, "message": "not offered"}'
+    assert agent("doubts", "--json").json["doubts"] == []

@@ -20,7 +20,7 @@ from lockstep.gate.rounds import Round
 from lockstep.sandbox.egress_dial import Resolver
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
-from lockstep.tools.port import Ask, Outcome, PermittedCall, Tasking
+from lockstep.tools.port import Ask, Listener, Outcome, PermittedCall, Tasking
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
@@ -163,6 +163,7 @@ class Caller:
         kept_for: str = "",
         tasks: Tasking | None = None,
         round: Round | None = None,
+        listener: Listener | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
         permit = permit or self.mint.issue(digest, expires_at_ms=now_ms() + 60_000)
@@ -178,6 +179,7 @@ class Caller:
             kept_for=kept_for,
             tasks=tasks,
             round=round,
+            listener=listener,
         )
         return await self.host.call(call, permit, None, ask)
 

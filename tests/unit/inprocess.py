@@ -160,8 +160,10 @@ class ListedModel:
 
     name = "fake:listed"
 
-    def __init__(self, *replies: Reply | Failure, failed: int = 0) -> None:
+    def __init__(self, *replies: Reply | Failure, failed: int = 0, to_servers: Sequence[Reply | Failure] = ()) -> None:
         self.replies = replies
+        self.to_servers = list(to_servers)
+        """What it says to servers that ask it, one after another."""
         self.prompts: list[Prompt] = []
         self.settings: list[Settings] = []
         self.failed = failed
@@ -169,6 +171,8 @@ class ListedModel:
     async def reply(self, prompt: Prompt, settings: Settings, *, on_text: OnText | None = None) -> Reply | Failure:
         self.prompts.append(prompt)
         self.settings.append(settings)
+        if prompt.for_server:
+            return self.to_servers.pop(0)
         position = 0
         for message in prompt.messages:
             if isinstance(message, UserMessage):

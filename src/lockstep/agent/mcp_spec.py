@@ -110,8 +110,8 @@ class McpServer(_Section):
     """What of the server is taken: its tools, and as read-only tools its resources and prompts."""
     elicitation: Literal["ask", "decline"] = "decline"
     """Whether the server may ask people for input while one of its tools is called."""
-    sampling: Literal["client", "decline"] = "decline"
-    """Whether what it asks of a model is passed to a client of the gateway that answers such requests."""
+    sampling: Literal["model", "client", "decline"] = "decline"
+    """Who answers what it asks of a model: the agent's own model, or a client of the gateway that offers to."""
     roots: Literal["client", "decline"] = "decline"
     task_s: Annotated[float, Strict()] | None = Field(default=None, gt=0, le=604800)
     """How long a task may take that the server makes of a call; absent, it is not told that it may make one."""

@@ -238,6 +238,8 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
         settings["asks"] = list(server.asks)
     if server.task_s is not None:
         settings["task_s"] = server.task_s
+    if server.sampling == "model":
+        settings["sampling"] = server.sampling
     if server.files:
         settings["files"] = {
             name: {"from": files.source, "write": files.write} for name, files in sorted(server.files.items())

@@ -236,6 +236,9 @@ def _told(asked: Input) -> str:
         return "not answered"
     because = f" because {plain(asked.because)}" if asked.because else ""
     said = f"told {one_line(asked.given, _SHOWN_CHARS)}" if asked.given else "told nothing"
+    costs = [each.cost_usd for each in asked.sampled if not each.failure]
+    if costs:
+        said += f" (the agent's model, {' + '.join('cost unknown' if each is None else f'${each}' for each in costs)})"
     return f"{said} by {plain(asked.by)} at {_when(asked.given_at_ms)}{because}"
 
 

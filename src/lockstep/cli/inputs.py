@@ -43,6 +43,9 @@ def _print_request(out: Console, request: Request, *, named: bool) -> None:
     if request.refused:
         out.print(f"  refused   {plain(request.key)}: {plain(request.refused)}")
         return
+    if request.by_model:
+        out.print(f"  model     {plain(request.key)}: the agent's own model answers this part")
+        return
     says = request.message or f"(it asks for {request.kind}, which only a client that is connected can answer)"
     for place, line in enumerate(says.splitlines() or [""]):
         out.print(f"  {'says' if place == 0 else '':<9} [yellow]│ {plain(line)}[/]")
@@ -99,6 +102,7 @@ def _request_as_json(request: Request) -> dict[str, Any]:
         "url": request.url or None,
         "fields": fields,
         "refused": request.refused or None,
+        "by_model": request.by_model,
     }
 
 

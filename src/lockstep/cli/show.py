@@ -87,6 +87,11 @@ class Live:
                 self._line(
                     "asks", f"[yellow]{event.input}[/] the server of {_name(state.call(event.call))} asks for input"
                 )
+            case ev.ModelSampled():
+                said = f"the agent's model says {one_line(event.text, _LIVE_CHARS)} [dim]({_spent(event)})[/]"
+                if event.failure:
+                    said = f"[yellow]the agent's model failed[/] ({event.failure}): {plain(event.message)}"
+                self._line("asks", f"[yellow]{event.input}[/] {said}")
             case ev.InputGiven():
                 because = _because(event.because)
                 self._line("asks", f"[yellow]{event.input}[/] {in_words(event)} by {plain(event.by)}{because}")
@@ -100,9 +105,7 @@ class Live:
         self.said = event.text
         for call in event.calls:
             self._line("asks", f"[bold]{plain(call.name)}[/] {one_line(call.arguments, _LIVE_CHARS)}")
-        tokens = f"{event.input_tokens} in, {event.output_tokens} out"
-        cost = "cost unknown" if event.cost_usd is None else f"${event.cost_usd}"
-        self._console.print(f"  [dim]{plain(event.model)}: {tokens}, {cost}, {duration(event.latency_ms)}[/]")
+        self._console.print(f"  [dim]{_spent(event)}[/]")
 
     def _judged(self, call: CallState, event: ev.CallJudged) -> None:
         style = _VERDICT_STYLE.get(event.verdict, "white")
@@ -220,6 +223,12 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
 
 def cost_text(cost: Decimal | None) -> str:
     return "cost unknown" if cost is None else f"${cost:f}"
+
+
+def _spent(event: ev.ModelReplied | ev.ModelSampled) -> str:
+    tokens = f"{event.input_tokens} in, {event.output_tokens} out"
+    cost = "cost unknown" if event.cost_usd is None else f"${event.cost_usd}"
+    return f"{plain(event.model)}: {tokens}, {cost}, {duration(event.latency_ms)}"
 
 
 def _name(call: CallState) -> str:

@@ -2,13 +2,15 @@
 
 What a client may see of them is what policy may permit it: a server's prompts where it may get prompts, and so on.
 Prompts and resource templates are those of the lock; a list of resources is asked for, as a call of its own. A server
-with a prefix has its prompts under it, as its tools; URIs are nobody's to rename.
+with a prefix has its prompts under it, as its tools; URIs are nobody's to rename. So one server could list another's
+and answer in its place: a URI that more than one claims is read of none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,8 +27,8 @@ from lockstep.values import JsonObject
 
 RESOURCE_NOT_FOUND = -32002
 """What servers of the legacy era call it."""
-_NOT_THERE = frozenset({types.INVALID_PARAMS, RESOURCE_NOT_FOUND})
-_MAX_ROUTES = 10_000
+_MAX_LISTS = 200
+_MAX_DISPUTED = 20
 _COMPLETED = ("ref", "argument", "context")
 _VARIABLE = re.compile(r"\{[^{}]*\}")
 
@@ -40,12 +42,14 @@ T = TypeVar("T", bound=BaseModel)
 class ContextFace:
     """What of an agent's servers is not tools, for any client."""
 
-    def __init__(self, agent: LockedAgent, offered: Offered, judged: Judged) -> None:
+    def __init__(self, agent: LockedAgent, *, offered: Offered, judged: Judged, who: Callable[[Any], str]) -> None:
+        """`who`: the principal of a request, who may be told of other resources than the next."""
         self._offered = offered
+        self._who = who
         self._judged = judged
         self._by_method = {method: _of_method(agent, method) for method in METHODS}
-        self._routes: dict[str, str] = {}
-        """URI -> prefix of the server that listed it last."""
+        self._listed: OrderedDict[tuple[str, str], frozenset[str]] = OrderedDict()
+        """Principal and prefix -> what that server listed last."""
 
     @property
     def resources(self) -> bool:
@@ -62,15 +66,20 @@ class ContextFace:
 
     async def list_resources(self, ctx: Any, params: Any) -> types.ListResourcesResult:
         servers = self._servers(ctx, LIST)
-        asked = [self._listed(ctx, params, prefix, tool) for prefix, tool in servers.items()]
+        asked = [self._list(ctx, params, prefix, tool) for prefix, tool in servers.items()]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failures = [each for each in answers if isinstance(each, BaseException)]
         if failures and len(failures) == len(answers):
             raise failures[0]
         found = [each for answer in answers if not isinstance(answer, BaseException) for each in answer]
+        disputed = {str(each.uri): claims for each in found if len(claims := self._claims(ctx, str(each.uri))) > 1}
         # A client must be able to tell a short list from one that lacks a server's part.
-        meta = {f"{META}/failed": [str(each) for each in failures]} if failures else None
-        return types.ListResourcesResult(resources=found, _meta=meta)
+        meta = {f"{META}/failed": [str(each) for each in failures]} if failures else {}
+        if disputed:
+            said = [_disputed(uri, claims) for uri, claims in disputed.items()]
+            meta[f"{META}/disputed"] = said[:_MAX_DISPUTED]
+        kept = [each for each in found if str(each.uri) not in disputed]
+        return types.ListResourcesResult(resources=kept, _meta=meta or None)
 
     async def list_templates(self, ctx: Any, params: Any) -> types.ListResourceTemplatesResult:
         locked = [each for tool in self._servers(ctx, READ).values() for each in listed_in(tool.definition)]
@@ -80,20 +89,11 @@ class ContextFace:
         self, ctx: Any, params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult | types.InputRequiredResult:
         uri = str(params.uri)
-        problem = MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": uri})
-        for tool in self._owners(uri, self._servers(ctx, READ)):
-            settled = await self._call(ctx, params, tool, {"uri": uri})
-            if isinstance(settled, types.InputRequiredResult):
-                return settled
-            try:
-                read = _result(types.ReadResourceResult, settled, {"uri": uri})
-            except MCPError as error:
-                problem = error
-                if error.code not in _NOT_THERE:
-                    break
-                continue
-            return read.model_copy(update={"ttl_ms": read.ttl_ms or 0, "cache_scope": "private"})
-        raise problem
+        settled = await self._call(ctx, params, await self._owner(ctx, uri), {"uri": uri})
+        if isinstance(settled, types.InputRequiredResult):
+            return settled
+        read = _result(types.ReadResourceResult, settled, {"uri": uri})
+        return read.model_copy(update={"ttl_ms": read.ttl_ms or 0, "cache_scope": "private"})
 
     async def list_prompts(self, ctx: Any, params: Any) -> types.ListPromptsResult:
         found = []
@@ -119,9 +119,8 @@ class ContextFace:
             tool, ref["name"] = self._prompt(ctx, params.ref.name)
             source = tool.source
         else:
-            uri = params.ref.uri
-            owners = self._owners(uri, self._servers(ctx, READ))
-            source = next((tool.source for tool in owners if _has_template(tool, uri)), "")
+            having = [tool for tool in self._servers(ctx, READ).values() if params.ref.uri in _templates(tool)]
+            source = having[0].source if len(having) == 1 else ""
         completes = [tool for tool in self._servers(ctx, COMPLETE).values() if tool.source == source]
         if not completes:
             return types.CompleteResult(completion=types.Completion(values=[]))
@@ -134,14 +133,15 @@ class ContextFace:
         with said_as_errors():
             return await self._judged(ctx, params, tool.name, arguments)
 
-    async def _listed(self, ctx: Any, params: Any, prefix: str, tool: LockedTool) -> list[types.Resource]:
+    async def _list(self, ctx: Any, params: Any, prefix: str, tool: LockedTool) -> list[types.Resource]:
         settled = await self._call(ctx, params, tool, {})
         assert isinstance(settled, State)
         _require_done(settled, {})
         found = list(_known(types.Resource, reply_of(settled.calls[0]).get("resources", ())))
-        if len(self._routes) > _MAX_ROUTES:
-            self._routes.clear()
-        self._routes.update((str(each.uri), prefix) for each in found)
+        self._listed[self._who(ctx), prefix] = frozenset(str(each.uri) for each in found)
+        self._listed.move_to_end((self._who(ctx), prefix))
+        while len(self._listed) > _MAX_LISTS:
+            self._listed.popitem(last=False)
         return found
 
     def _servers(self, ctx: Any, method: str) -> dict[str, LockedTool]:
@@ -149,12 +149,35 @@ class ContextFace:
         offered = self._offered(ctx)
         return {prefix: tool for prefix, tool in self._by_method[method].items() if tool.name in offered}
 
-    def _owners(self, uri: str, servers: Mapping[str, LockedTool]) -> list[LockedTool]:
-        """Who may have this resource, likeliest first: who listed it, else whose template it fits, else anybody."""
-        if (prefix := self._routes.get(uri)) in servers and prefix is not None:
-            return [servers[prefix]]
-        fitting = [tool for tool in servers.values() if any(_fits(uri, each) for each in _templates(tool))]
-        return fitting or list(servers.values())
+    def owned(self, who: str, source: str, uris: Iterable[str]) -> frozenset[str]:
+        """Those of these resources that the server with this source claims, as this principal knows."""
+        having = {prefix: tool for prefix, tool in self._by_method[READ].items() if tool.source == source}
+        return frozenset(uri for uri in uris for prefix, tool in having.items() if self._has(who, prefix, tool, uri))
+
+    def _has(self, who: str, prefix: str, tool: LockedTool, uri: str) -> bool:
+        """Whether a server claims a resource: by what it listed last, or by a template of the lock."""
+        return uri in self._listed.get((who, prefix), ()) or any(_fits(uri, each) for each in _templates(tool))
+
+    def _claims(self, ctx: Any, uri: str) -> list[LockedTool]:
+        """Whose resource this is, as the servers have it."""
+        who = self._who(ctx)
+        return [tool for prefix, tool in self._servers(ctx, READ).items() if self._has(who, prefix, tool, uri)]
+
+    async def _owner(self, ctx: Any, uri: str) -> LockedTool:
+        """The one server that is asked for this resource.
+
+        Raises:
+            MCPError: no server claims it, or more than one.
+        """
+        servers, claims = list(self._servers(ctx, READ).values()), self._claims(ctx, uri)
+        if not claims and len(servers) > 1:  # nobody asked yet what there is
+            await self.list_resources(ctx, types.PaginatedRequestParams())
+            claims = self._claims(ctx, uri)
+        if len(claims) > 1:
+            raise MCPError(types.INVALID_PARAMS, _disputed(uri, claims), {"uri": uri})
+        if not claims and len(servers) != 1:
+            raise MCPError(types.INVALID_PARAMS, "Resource not found", {"uri": uri})
+        return (claims or servers)[0]
 
     def _prompt(self, ctx: Any, shown: str) -> tuple[LockedTool, str]:
         """Whose prompt this is, and its own name."""
@@ -230,8 +253,12 @@ def _templates(tool: LockedTool) -> list[str]:
     return [str(each.get("uriTemplate", "")) for each in listed_in(tool.definition)]
 
 
-def _has_template(tool: LockedTool, uri: str) -> bool:
-    return uri in _templates(tool)
+def _disputed(uri: str, claims: Iterable[LockedTool]) -> str:
+    names = " and ".join(tool.name for tool in claims)
+    return (
+        f"{uri:.200} is claimed by more than one server ({names}), so none is asked for it. The operator can let only"
+        " one of them offer resources, or permit only one by policy."
+    )
 
 
 def _fits(uri: str, template: str) -> bool:

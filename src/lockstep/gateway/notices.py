@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from lockstep.runtime.following import Follower
 from lockstep.tools.client import LOG_LEVEL, MODERN
-from lockstep.tools.port import Listener, Notice
+from lockstep.tools.port import Listener, Notice, Watched
 
 LEVELS: tuple[str, ...] = get_args(types.LoggingLevel)
 UNASKED_LEVEL = "info"
@@ -37,6 +37,7 @@ _LAST_WORDS_S = 1.0
 """How long a result waits for its client to take what was said before it."""
 _MAX_SESSIONS = 1000
 _MAX_SUBSCRIBED = 1000
+_MAX_WATCHED = 100
 _MAX_MESSAGE_CHARACTERS = 1000
 _GONE = (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError, OSError)
 """What a client that is not there any more looks like."""
@@ -47,15 +48,21 @@ Told = Callable[[], Awaitable[None]]
 class Notices:
     """For all clients of one gateway: from which level each hears, and who subscribed to which resource."""
 
-    def __init__(self, may_read: Callable[[str, str], bool]) -> None:
-        """`may_read`: whether this principal may read resources of this server, and so hear that they change."""
+    def __init__(
+        self, may_read: Callable[[str, str], bool], owned: Callable[[str, str, Iterable[str]], frozenset[str]]
+    ) -> None:
+        """`may_read`: whether this principal may read resources of this server, and so hear that they change. `owned`:
+        those of these URIs that this server has, as this principal knows."""
         self._may_read = may_read
+        self._owned = owned
         self._levels: OrderedDict[str, str] = OrderedDict()
         self._subscribed: OrderedDict[tuple[str, str], tuple[str, Any]] = OrderedDict()
         """Session and URI -> whose session, and the session itself, of the legacy era."""
         self._buses: dict[str, InMemorySubscriptionBus] = {}
         self._listening: dict[str, ListenHandler] = {}
         """By principal, of the modern era."""
+        self._wanted: dict[str, list[types.SubscriptionFilter]] = {}
+        """By principal: what is listened for at this moment."""
 
     def set_level(self, session: str, level: str) -> None:
         self._levels[session] = level
@@ -68,7 +75,12 @@ class Notices:
         if principal not in self._buses:
             bus = self._buses[principal] = InMemorySubscriptionBus()
             self._listening[principal] = ListenHandler(bus)
-        return await self._listening[principal](ctx, params)
+        wanted = self._wanted.setdefault(principal, [])
+        wanted.append(params.notifications)
+        try:
+            return await self._listening[principal](ctx, params)
+        finally:
+            wanted.remove(params.notifications)
 
     def subscribe(self, session: str, uri: str, to: Any, principal: str) -> None:
         """Tell this session when a server says that the resource changed. Beyond a bound the oldest makes way."""
@@ -80,7 +92,7 @@ class Notices:
         self._subscribed.pop((session, uri), None)
 
     @asynccontextmanager
-    async def told(self, ctx: Any, session: str) -> AsyncIterator[Follower]:
+    async def told(self, ctx: Any, session: str, principal: str) -> AsyncIterator[Follower]:
         """A call of this request's client, who is told of it until the body ends."""
         level = self._level(ctx, session)
         telling = _Telling()
@@ -89,12 +101,28 @@ class Notices:
             if (tell := self._telling(ctx, notice, level)) is not None:
                 telling.add(tell)
 
-        listener = Listener(hear=hear, progress="progress_token" in (ctx.meta or {}), log_level=level)
+        listener = Listener(
+            hear=hear,
+            progress="progress_token" in (ctx.meta or {}),
+            log_level=level,
+            watches=lambda source: self._watched(principal, source),
+        )
         try:
             yield Follower(listener=listener, insists=lambda: _cancelled(ctx))
             await telling.finish()
         finally:
             await telling.end()
+
+    def _watched(self, principal: str, source: str) -> Watched:
+        """What of this server its caller subscribed to; of other servers' resources, and of what others want to know,
+        a server hears nothing."""
+        if not self._may_read(principal, source):
+            return Watched()
+        wanted = self._wanted.get(principal, ())
+        uris = [uri for (_, uri), (who, _) in self._subscribed.items() if who == principal]
+        uris += [str(uri) for each in wanted for uri in each.resource_subscriptions or ()]
+        lists = any(each.resources_list_changed for each in wanted)
+        return Watched(resources=frozenset(sorted(self._owned(principal, source, uris))[:_MAX_WATCHED]), lists=lists)
 
     def _level(self, ctx: Any, session: str) -> str:
         if ctx.protocol_version < MODERN:

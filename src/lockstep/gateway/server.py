@@ -84,7 +84,7 @@ class Served:
 def build_server(served: Served) -> Server[Any]:
     """The server, for any face."""
     face = _Face(served)
-    context = ContextFace(served.desk.agent, lambda ctx: face.offered_to(served.who(ctx).name), face.judged)
+    context = face.context
     server: Server[Any] = _Locked(
         served.desk.agent.name,
         version=served.version,
@@ -99,7 +99,7 @@ def build_server(served: Served) -> Server[Any]:
         on_get_prompt=context.get_prompt if context.prompts else None,
         on_completion=context.complete if context.completion else None,
     )
-    face.tell_of(server, context)
+    face.tell_of(server)
     face.tasks.offer(server)
     security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
     server.middleware.append(RequestStateBoundary(security, default_audience=None))
@@ -130,7 +130,13 @@ class _Face:
         asking = f"ask_{agent.name}".replace("-", "_")
         self._asking = asking if served.asks and asking not in agent.tools else ""
         self._offered: dict[str, frozenset[str]] = {}
-        self.notices = Notices(self._may_read)
+        self.context = ContextFace(
+            agent,
+            offered=lambda ctx: self.offered_to(served.who(ctx).name),
+            judged=self.judged,
+            who=lambda ctx: served.who(ctx).name,
+        )
+        self.notices = Notices(self._may_read, self.context.owned)
         self.tasks = TaskFace(
             faces=Faces(
                 desk=self._desk,
@@ -215,7 +221,7 @@ class _Face:
         be asked about an approval, which it has not just closed."""
         caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
         retried = isinstance(params, types.InputResponseRequestParams)
-        async with self.notices.told(ctx, _connection(ctx, principal)) as told:
+        async with self.notices.told(ctx, _connection(ctx, principal), principal.name) as told:
             follower = handing.follow(told) if handing is not None else told
             answered = await self._answered(params, caller, client, follower) if retried else None
             state = answered or await begin(caller, client, follower)
@@ -338,11 +344,11 @@ class _Face:
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
         return Caller(principal=principal.name, client=client_name(ctx), session=self._served.session or _session(ctx))
 
-    def tell_of(self, server: Server[Any], context: ContextFace) -> None:
+    def tell_of(self, server: Server[Any]) -> None:
         """Offer to tell clients what servers say beside results. Each era has its own methods for it."""
         if any(tool.source.startswith("mcp:") for tool in self._desk.agent.tools.values()):
             server.add_request_handler("logging/setLevel", types.SetLevelRequestParams, self._set_level)
-        if context.resources:
+        if self.context.resources:
             server.add_request_handler("resources/subscribe", types.SubscribeRequestParams, self._subscribe)
             server.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, self._unsubscribe)
             server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from lockstep.values import Digest, RunId
 
@@ -314,10 +314,43 @@ class InputGiven:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskBegun:
-    """The server of a call that was let go answers with a task: the call goes on there, and is asked after by the name
-    that the server gave it. Durable before anything is asked.
+class ModelSampled:
+    """The agent's own model was asked what a server asks of one: its answer, or (`failure`) one attempt without.
+
+    It was given the server's words alone, as they stand in `input.asked` under `key`. An answer counts as a step.
     """
+
+    TYPE: ClassVar[str] = "model.sampled"
+    BODIES: ClassVar[tuple[str, ...]] = ("text",)
+
+    call: str
+    input: str
+    key: str
+    digest: Digest
+    """Of the prompt."""
+    ignored: tuple[str, ...] = ()
+    """What the server said of how it is to be answered, and was not followed."""
+    text: str = ""
+    model: str = ""
+    provider: str = ""
+    finish_reason: str = ""
+    latency_ms: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: str | None = None
+    price_book: str = ""
+    failure: str = ""
+    message: str = ""
+    transient: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskBegun:
+    """The server of a call that was let go answers with a task, by which it is asked after. Durable before it is."""
 
     TYPE: ClassVar[str] = "task.begun"
 
@@ -441,6 +474,7 @@ Event = (
     | InputAsked
     | InputGiven
     | TaskBegun
+    | ModelSampled
     | EffectDoubted
     | EffectProbed
     | EffectReconciled
@@ -450,32 +484,7 @@ Event = (
     | DoubtSettled
 )
 
-EVENT_TYPES: Mapping[str, type[Event]] = {
-    kind.TYPE: kind
-    for kind in (
-        RunStarted,
-        ContextBuilt,
-        ModelReplied,
-        ModelFailed,
-        CallJudged,
-        ApprovalAsked,
-        ApprovalGiven,
-        ApprovalRefused,
-        EffectIntended,
-        EffectSettled,
-        EffectRetried,
-        InputAsked,
-        InputGiven,
-        TaskBegun,
-        EffectDoubted,
-        EffectProbed,
-        EffectReconciled,
-        RunSuspended,
-        RunResumed,
-        RunFinished,
-        DoubtSettled,
-    )
-}
+EVENT_TYPES: Mapping[str, type[Event]] = {kind.TYPE: kind for kind in get_args(Event)}
 
 ENDED = frozenset({RunFinished.TYPE, DoubtSettled.TYPE})
 """What the newest event of a finished run is."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 from lockstep.errors import JournalCorrupt
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import unpack
-from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status, Totals
+from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status
 from lockstep.kernel.transcript import Transcript
 from lockstep.kernel.usage import same_call
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
@@ -96,7 +94,6 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         text=event.text,
         calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
     )
-    totals, cost = state.totals, parse_usd(event.cost_usd)
     return {
         "transcript": state.transcript.add(message),
         "context_built": False,
@@ -110,15 +107,7 @@ def _model_replied(state: State, event: ev.ModelReplied, at_ms: int) -> _Changes
         "retry_after_s": None,
         "crashes": 0,
         "asked": _counted(state.asked, asked),
-        "totals": Totals(
-            steps=totals.steps + 1,
-            calls=totals.calls + len(asked),
-            cost_usd=_sum(totals.cost_usd, cost),
-            known_usd=totals.known_usd + (cost or 0),
-            input_tokens=totals.input_tokens + event.input_tokens,
-            output_tokens=totals.output_tokens + event.output_tokens,
-            reasoning_tokens=totals.reasoning_tokens + event.reasoning_tokens,
-        ),
+        "totals": state.totals.plus(event, steps=1, calls=len(asked)),
     }
 
 
@@ -222,7 +211,7 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
     fee = parse_usd(event.fee_usd)
     totals = state.totals
     if fee is not None:
-        totals = replace(totals, cost_usd=_sum(totals.cost_usd, fee), known_usd=totals.known_usd + fee)
+        totals = totals.costing(fee)
     call = {
         "phase": Phase.DONE,
         "outcome": event.outcome,
@@ -284,6 +273,15 @@ def _input_given(state: State, event: ev.InputGiven, at_ms: int) -> _Changes:
     if event.responses == "{}":  # nothing was asked but to be called again: not at once, and later each time
         changes["retry_at_ms"] = at_ms + CALL_AGAIN_MS * 2**call.rounds
     return _with_call(state, event.call, changes)
+
+
+def _model_sampled(state: State, event: ev.ModelSampled, at_ms: int) -> _Changes:
+    call = state.call(event.call)
+    if event.input not in (call.live, call.input):
+        raise ValueError(f"{event.TYPE} is not of what was asked")
+    since_ms = at_ms if event.input == call.live else call.live_at_ms  # a model's time is the run's own
+    changes = _with_call(state, event.call, {"sampled": (*call.sampled, event), "live_at_ms": since_ms})
+    return changes if event.failure else {**changes, "crashes": 0, "totals": state.totals.plus(event, sampled=1)}
 
 
 def _task_begun(state: State, event: ev.TaskBegun, at_ms: int) -> _Changes:
@@ -468,10 +466,6 @@ def _counted(asked: Mapping[str, int], calls: Iterable[CallState]) -> Mapping[st
     return counts
 
 
-def _sum(total: Decimal | None, more: Decimal | None) -> Decimal | None:
-    return None if total is None or more is None else total + more
-
-
 _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.RunStarted.TYPE: _run_started,
     ev.ContextBuilt.TYPE: _context_built,
@@ -487,6 +481,7 @@ _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.InputAsked.TYPE: _input_asked,
     ev.InputGiven.TYPE: _input_given,
     ev.TaskBegun.TYPE: _task_begun,
+    ev.ModelSampled.TYPE: _model_sampled,
     ev.EffectDoubted.TYPE: _effect_doubted,
     ev.EffectProbed.TYPE: _effect_probed,
     ev.EffectReconciled.TYPE: _effect_reconciled,

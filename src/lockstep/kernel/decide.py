@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from lockstep.agent.locked import Budget, LockedTool
 from lockstep.kernel.apply import NOBODY
+from lockstep.kernel.sampling import for_people, no_sample, sampled_whole, unsampled, wait_s
 from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.kernel.usage import Over, over_calls, over_run, over_scopes, same_call
+from lockstep.kernel.usage import Over, backoff_s, over_calls, over_run, over_scopes, same_call
 from lockstep.values import Effect
 
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 RETRY_S = (0.5, 1.0, 2.0, 4.0)
 PROBE_S = (1.0, 2.0, 4.0)
 """Between questions that brought no answer; after the last, a person is asked."""
@@ -87,6 +87,22 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Ask the agent's model, after waiting `delay_s`, what the server of this call asks of one under `key`."""
+
+    call: CallState
+    key: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Let this call go on with what the model said: nothing else was asked."""
+
+    call: CallState
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Ask, after waiting `delay_s`, whether this call in doubt happened."""
 
@@ -111,7 +127,7 @@ class Finish:
     message: str = ""
 
 
-Command = Infer | Judge | Ask | Answer | Execute | Doubt | Drop | Probe | Suspend | Finish
+Command = Infer | Judge | Ask | Answer | Execute | Doubt | Drop | Sample | Tell | Probe | Suspend | Finish
 
 
 def decide(state: State, budget: Budget, now_ms: int, tools: Mapping[str, LockedTool] | None = None) -> Command | None:
@@ -159,7 +175,7 @@ def _moves(call: CallState, now_ms: int, tools: Mapping[str, LockedTool]) -> boo
     if call.phase is Phase.WAITING:
         return now_ms >= call.approval_expires_ms
     if call.phase is Phase.NEEDS_INPUT:
-        return now_ms >= call.input_expires_ms
+        return now_ms >= call.input_expires_ms or unsampled(call) is not None or sampled_whole(call)
     return call.kept_task or _has_probe(call, tools)
 
 
@@ -187,11 +203,26 @@ def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Loc
         if not first.kept_task and (ended := over_wall(state, budget, now_ms)) is not None:
             return Drop(first, "not_continued", ended.message) if _is_between(first) else ended
         return _execute(ready, now_ms)
+    if (sampling := _sampling(state, batch, budget, now_ms)) is not None:
+        return sampling
     if first.phase is Phase.DOUBTED and _has_probe(first, tools) and first.probe_at_ms is not None:
         delay_s = max(0, first.probe_at_ms - now_ms) / 1000
         if state.active_ms(now_ms) + delay_s * 1000 < budget.wall_s * 1000:
             return Probe(first, delay_s)
     return _wait(state, first, now_ms)
+
+
+def _sampling(state: State, batch: tuple[CallState, ...], budget: Budget, now_ms: int) -> Sample | Tell | Drop | None:
+    """What the agent's model still has to say to the server of one of these calls."""
+    for call in batch:
+        if sampled_whole(call):
+            return Tell(call)
+        if (key := unsampled(call)) is None:
+            continue
+        if over := no_sample(state, call, budget, now_ms):
+            return Drop(call, over.reason, over.message[0].lower() + over.message[1:])
+        return Sample(call, key, wait_s(call))
+    return None
 
 
 def _loop(state: State, budget: Budget) -> Over | None:
@@ -260,7 +291,7 @@ def _without_input(state: State, call: CallState, now_ms: int) -> Drop | None:
         return Drop(call, "input_refused", call.because or "what its server asked for was refused")
     if now_ms >= call.input_expires_ms:
         return Drop(call, "input_expired", "what its server asked for was not answered in time")
-    if call.phase is Phase.NEEDS_INPUT and state.approve == "none":
+    if call.phase is Phase.NEEDS_INPUT and state.approve == "none" and for_people(call):
         return Drop(call, "input_refused", "nobody is there to answer what its server asked for (--approve none)")
     return None
 
@@ -309,8 +340,7 @@ def _infer(state: State, budget: Budget, now_ms: int) -> Command:
         return Finish("model_unavailable", f"{state.last_failure} Tried {state.failures} times.")
     delay_s = 0.0
     if state.failures:
-        asked_s = state.retry_after_s
-        delay_s = BACKOFF_S[min(state.failures, len(BACKOFF_S)) - 1] if asked_s is None else asked_s
+        delay_s = backoff_s(state.failures, state.retry_after_s)
         if state.active_ms(now_ms) + delay_s * 1000 >= budget.wall_s * 1000:
             wait = f"The next attempt is due in {delay_s:g} s, later than budget.wall_s allows."
             return Finish("model_unavailable", f"{state.last_failure} {wait}")

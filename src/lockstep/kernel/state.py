@@ -8,9 +8,10 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Self
 
+from lockstep.journal.events import ModelReplied, ModelSampled
 from lockstep.kernel.transcript import Transcript
 from lockstep.kernel.usage import Usage
-from lockstep.values import Attachment, Digest, Effect, RunId
+from lockstep.values import Attachment, Digest, Effect, RunId, parse_usd
 
 
 class Phase(StrEnum):
@@ -108,6 +109,8 @@ class CallState(Changing):
     """Empty while there are none; once answered, empty ends the call."""
     because: str = ""
     """Why it is ended so."""
+    sampled: tuple[ModelSampled, ...] = ()
+    """What the agent's own model was asked for its server, and said; attempts that failed among them."""
     live: str = ""
     """A question that its server holds it open for, and since when."""
     live_at_ms: int = 0
@@ -214,6 +217,8 @@ class Totals:
     """What a run has used. `cost_usd` None once any part of it is unknown."""
 
     steps: int = 0
+    sampled: int = 0
+    """Replies of the model that servers asked for; for a budget each is a step."""
     calls: int = 0
     cost_usd: Decimal | None = Decimal(0)
     known_usd: Decimal = Decimal(0)
@@ -221,6 +226,23 @@ class Totals:
     input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+
+    def costing(self, cost: Decimal | None) -> Totals:
+        """With this cost more; None is unknown."""
+        whole = None if self.cost_usd is None or cost is None else self.cost_usd + cost
+        return replace(self, cost_usd=whole, known_usd=self.known_usd + (cost or 0))
+
+    def plus(self, said: ModelReplied | ModelSampled, *, steps: int = 0, sampled: int = 0, calls: int = 0) -> Totals:
+        """With what a reply of the model used, and was."""
+        return replace(
+            self.costing(parse_usd(said.cost_usd)),
+            steps=self.steps + steps,
+            sampled=self.sampled + sampled,
+            calls=self.calls + calls,
+            input_tokens=self.input_tokens + said.input_tokens,
+            output_tokens=self.output_tokens + said.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + said.reasoning_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +328,7 @@ class State(Changing):
                 by_tool[call.name] = by_tool.get(call.name, 0) + 1
         return Usage(
             runs=1,
-            steps=self.totals.steps,
+            steps=self.totals.steps + self.totals.sampled,
             calls=self.totals.calls,
             tokens=self.totals.input_tokens + self.totals.output_tokens,
             cost_usd=self.totals.known_usd if self.totals.cost_usd is None else self.totals.cost_usd,

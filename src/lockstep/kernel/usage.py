@@ -45,6 +45,12 @@ class Usage:
 
 
 NOTHING = Usage()
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+
+
+def backoff_s(failures: int, asked_s: float | None) -> float:
+    """How long a model is left alone that has failed so often in a row; as long as it asks for, where it does."""
+    return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if asked_s is None else asked_s
 
 
 def total(usages: Iterable[Usage]) -> Usage:

@@ -73,6 +73,8 @@ class Prompt:
     tools: tuple[ToolDefinition, ...]
     messages: tuple[Message, ...]
     digest: Digest
+    for_server: bool = False
+    """All of it is what the server of a tool asks a model (sampling): no step of a run, and nothing of the agent's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

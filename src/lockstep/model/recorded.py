@@ -49,6 +49,8 @@ class RecordedModel:
 
     async def reply(self, prompt: Prompt, settings: Settings, *, on_text: OnText | None = None) -> Reply | Failure:
         """The reply at the prompt's position; `Failure` when the prompt differs or the recording has ended."""
+        if prompt.for_server:
+            return self._to_server(prompt)
         turns = self.recording.turns
         position, heard = _position(prompt.messages)
         expected = turns[position].expects if position < len(turns) else self.recording.unanswered
@@ -68,7 +70,21 @@ class RecordedModel:
         recorded = turns[position].reply
         if on_text is not None and recorded.text:
             on_text(recorded.text)
-        return replace(recorded, provider=f"recorded:{recorded.provider}".rstrip(":"))
+        return _again(recorded)
+
+    def _to_server(self, prompt: Prompt) -> Reply | Failure:
+        recorded = self.recording.to_servers.get(prompt.digest)
+        if recorded is not None:
+            return _again(recorded)
+        asked = prompt.messages[-1].text
+        return Failure(
+            kind=FailureKind.RECORDING_MISMATCH,
+            message=f"The recording of {self.recording.model} has no reply to a server that asks {asked!r:.100}.",
+        )
+
+
+def _again(recorded: Reply) -> Reply:
+    return replace(recorded, provider=f"recorded:{recorded.provider}".rstrip(":"))
 
 
 def _position(messages: Sequence[Message]) -> tuple[int, tuple[Heard, ...]]:

@@ -8,13 +8,17 @@ after the last reply) a line with the messages nobody answered:
     {"expects": [{"role": "tool", "name": "f", "text": "42"}], "reply": {"text": "It is 42.", …}}
     {"expects": [{"role": "user", "text": "Bye"}]}
 
+What the model said to servers that asked it is found by the digest of what they asked, wherever that is asked:
+
+    {"expects": [], "for_server": "…", "reply": {"text": "Paris", …}}
+
 System prompt and tools are not kept: their digests stand in the header for whoever asks what changed since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -59,6 +63,8 @@ class Recording:
     lock: Digest | None = None
     system_digest: Digest | None = None
     tools_digest: Digest | None = None
+    to_servers: Mapping[Digest, Reply] = field(default_factory=dict)
+    """By the digest of the prompt: what servers were told."""
 
 
 def digest_system(system: str) -> Digest:
@@ -118,6 +124,7 @@ class _ReplyLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 class _TurnLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     expects: list[_MessageLine]
     reply: _ReplyLine | None = None
+    for_server: str = ""
 
 
 def read_recording(path: Path) -> Recording:
@@ -137,6 +144,7 @@ def read_recording(path: Path) -> Recording:
             remedy="Update Lockstep or record it again.",
         )
     turns: list[Turn] = []
+    to_servers: dict[Digest, Reply] = {}
     unanswered: tuple[Heard, ...] | None = None
     for number, line in rest:
         where = f"The recording {path}, line {number}"
@@ -146,9 +154,12 @@ def read_recording(path: Path) -> Recording:
         expects = tuple(_heard(message) for message in turn.expects)
         if turn.reply is None:
             unanswered = expects
+            continue
+        reply = _reply(turn.reply, amount(turn.reply.cost_usd, where=where, remedy=_REMEDY))
+        if turn.for_server:
+            to_servers[Digest(turn.for_server)] = reply
         else:
-            cost_usd = amount(turn.reply.cost_usd, where=where, remedy=_REMEDY)
-            turns.append(Turn(expects=expects, reply=_reply(turn.reply, cost_usd)))
+            turns.append(Turn(expects=expects, reply=reply))
     return Recording(
         model=header.model,
         turns=tuple(turns),
@@ -157,6 +168,7 @@ def read_recording(path: Path) -> Recording:
         lock=_digest(header.lock),
         system_digest=_digest(header.system_digest),
         tools_digest=_digest(header.tools_digest),
+        to_servers=to_servers,
     )
 
 
@@ -175,6 +187,8 @@ def write_recording(path: Path, recording: Recording) -> None:
         tools_digest=recording.tools_digest,
     )
     lines: list[msgspec.Struct] = [header]
+    for digest, reply in recording.to_servers.items():
+        lines.append(_TurnLine(expects=[], reply=_reply_line(reply), for_server=digest))
     for turn in recording.turns:
         lines.append(_TurnLine(expects=_message_lines(turn.expects), reply=_reply_line(turn.reply)))
     if recording.unanswered:

@@ -9,6 +9,8 @@ A script is JSON Lines (one reply a line) or one JSON array of replies:
 
 - The header may be left out. `per` says where counting begins: `run` (default) starts the script anew at each user
   message, `session` goes on through all runs of a conversation.
+- A line with `for_server` is no reply of the run: it is what the model says to the server of a tool that asks one
+  (`sampling = "model"`), where the server's newest message has these words in it. The first that fits is taken.
 - A reply is `say`, and `call` or `calls`, at least one of them; `usage` and `cost_usd` are optional (free by default).
 - `arguments` may be a string: the raw text a model would have sent, JSON or not.
 - `${tool.path[0].to}` is taken from the JSON of the latest result of `tool`, `${user}` is the latest user message.
@@ -70,6 +72,8 @@ class ScriptedReply:
     calls: tuple[ScriptedCall, ...]
     usage: Usage
     cost_usd: Decimal | None
+    for_server: str | None = None
+    """Of a reply to a server: words of what it asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +82,7 @@ class Script:
     """`scripted:<file stem>`."""
     per: Per
     replies: tuple[ScriptedReply, ...]
+    to_servers: tuple[ScriptedReply, ...] = ()
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,6 +100,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     call: _CallLine | None = None
     calls: list[_CallLine] = []
     usage: UsageLine = msgspec.field(default_factory=UsageLine)
+    for_server: str | None = None
     cost_usd: str | float | None = 0
     """`null` is a price nobody knows."""
 
@@ -117,10 +123,15 @@ def read_script(path: Path) -> Script:
                 remedy="Write it in version 1 or update Lockstep.",
             )
         per = header.per
-    replies = tuple(_reply(line, where) for where, line in lines)
-    if not replies:
+    said = [_reply(line, where) for where, line in lines]
+    if not said:
         raise ModelError(f"The script {path} holds no reply.", remedy=_REMEDY)
-    return Script(name=f"scripted:{path.stem}", per=per, replies=replies)
+    return Script(
+        name=f"scripted:{path.stem}",
+        per=per,
+        replies=tuple(each for each in said if each.for_server is None),
+        to_servers=tuple(each for each in said if each.for_server is not None),
+    )
 
 
 def _entries(data: bytes, path: Path) -> list[tuple[str, bytes]]:
@@ -146,7 +157,10 @@ def _reply(data: bytes, where: str) -> ScriptedReply:
     calls = [line.call] if line.call is not None else line.calls
     if not calls and not line.say:
         raise ModelError(f"{where}: it neither says nor calls anything.", remedy=_REMEDY)
+    if calls and line.for_server is not None:
+        raise ModelError(f"{where}: it says something to a server and calls.", remedy="A server is told words alone.")
     return ScriptedReply(
+        for_server=line.for_server,
         say=line.say,
         calls=tuple(ScriptedCall(name=call.name, arguments=call.arguments) for call in calls),
         usage=line.usage.usage(),
@@ -166,6 +180,8 @@ class ScriptedModel:
 
     async def reply(self, prompt: Prompt, settings: Settings, *, on_text: OnText | None = None) -> Reply | Failure:
         """The reply at the prompt's position; `Failure` when the script has ended or a placeholder has no value."""
+        if prompt.for_server:
+            return self._to_server(prompt.messages)
         position = _position(prompt.messages, self.script.per)
         if position >= len(self.script.replies):
             return Failure(
@@ -181,6 +197,15 @@ class ScriptedModel:
         if on_text is not None and reply.text:
             on_text(reply.text)
         return reply
+
+    def _to_server(self, messages: Sequence[Message]) -> Reply | Failure:
+        asked = messages[-1].text
+        for each in self.script.to_servers:
+            if each.for_server is not None and each.for_server in asked:
+                return _said(each.say, each)
+        return Failure(
+            kind=FailureKind.RECORDING_ENDED, message=f"{self.name} has no reply for a server that asks {asked!r:.100}."
+        )
 
 
 def _position(messages: Sequence[Message], per: Per) -> int:
@@ -203,8 +228,12 @@ def _fill(scripted: ScriptedReply, messages: Sequence[Message], position: int) -
         )
         for number, call in enumerate(scripted.calls, start=1)
     )
+    return _said(_fill_text(scripted.say, messages), scripted, calls)
+
+
+def _said(text: str, scripted: ScriptedReply, calls: tuple[AskedCall, ...] = ()) -> Reply:
     return Reply(
-        text=_fill_text(scripted.say, messages),
+        text=text,
         calls=calls,
         usage=scripted.usage,
         cost_usd=scripted.cost_usd,

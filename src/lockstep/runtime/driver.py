@@ -47,6 +47,7 @@ from lockstep.runtime.outcomes import (
     settled,
 )
 from lockstep.runtime.reading import History, read_history, read_run
+from lockstep.runtime.sampling import Sampler, within
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
 from lockstep.runtime.tasks import asked_again, tasking
@@ -91,6 +92,7 @@ class Driver:
         self._opening = opening(agent)
         self._keeps_receipts = any(tool.once_only for tool in agent.tools.values())
         self._spending = Spending(journal, agent.name, agent.budget)
+        self._sampler = Sampler(model, settings, agent.budget, self._informed, sleep)
         self._starting: set[str] = set()
         self._beginning = asyncio.Lock()
         self._begun: dict[RunId, History] = {}
@@ -288,6 +290,8 @@ class Driver:
                 live.record(ev.EffectDoubted(call=call.id, why=why))
             case do.Drop(call, outcome, why):
                 live.record(dropped(call, outcome, why))
+            case do.Sample() | do.Tell():
+                await self._sampler.perform(live, command)
             case do.Suspend(reason, call, message):
                 live.record(ev.RunSuspended(reason=reason, call=call.id, message=message))
             case do.Finish():
@@ -299,10 +303,7 @@ class Driver:
             live.record(ev.ContextBuilt(step=command.step, digest=prompt.digest))
         await live.flush()
         await self._wait(live, command.delay_s)
-        left_s = self.agent.budget.wall_s - live.state.active_ms(now_ms()) / 1000
-        settings = self._settings
-        if left_s < settings.timeout_s:
-            settings = replace(settings, timeout_s=max(left_s, 1.0))
+        settings = within(self._settings, live.state, self.agent.budget)
         began = time.perf_counter()
         answer = await self._model.reply(prompt, settings, on_text=live.text)
         latency_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -353,7 +354,7 @@ class Driver:
                 await self._execute_alone(live, call, item, permit)
             return
         running = {
-            asyncio.create_task(self._tools.call(item, permit, None, ask_live(live, item))): (call, item)
+            asyncio.create_task(self._tools.call(item, permit, None, ask_live(live, item, self._sampler))): (call, item)
             for call, item, permit in work
         }
         try:
@@ -367,11 +368,12 @@ class Driver:
 
     async def _execute_alone(self, live: Live, call: CallState, item: PermittedCall, permit: Permit) -> None:
         """Run one call. Past its deadline it is in doubt, durably, while its result is still waited for."""
+        ask = ask_live(live, item, self._sampler)
         if not item.tool.repeats.late_s:
-            self._settle(live, call, item, await self._tools.call(item, permit, None, ask_live(live, item)))
+            self._settle(live, call, item, await self._tools.call(item, permit, None, ask))
             return
         overdue = asyncio.Event()
-        running = asyncio.create_task(self._tools.call(item, permit, overdue.set, ask_live(live, item)))
+        running = asyncio.create_task(self._tools.call(item, permit, overdue.set, ask))
         deadline = asyncio.create_task(overdue.wait())
         try:
             await asyncio.wait({running, deadline}, return_when=asyncio.FIRST_COMPLETED)
@@ -419,7 +421,8 @@ class Driver:
         its server asks for input, that."""
         now = live.state.call(item.id)
         if outcome.asked is not None:
-            for event in round_asked(now, outcome, self.agent.approval_expires_s):
+            expires_s, samples = self.agent.approval_expires_s, item.tool.samples
+            for event in round_asked(now, outcome, expires_s, samples=samples):
                 live.record(event)
             return
         if now.kept_task:

@@ -17,13 +17,16 @@ from lockstep.journal import events as ev
 from lockstep.journal.port import Journal
 from lockstep.journal.stops import require_running
 from lockstep.kernel.decide import MAX_ROUNDS
+from lockstep.kernel.sampling import unsampled
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.answers import append
 from lockstep.runtime.live import Attendant, Live
 from lockstep.runtime.reading import read_state, unfinished
+from lockstep.runtime.sampling import MODEL, Sampler, said_by_model
 from lockstep.tools.forms import BadValue
 from lockstep.tools.inputs import ELICIT, Asked, Request, parse
 from lockstep.tools.port import Ask, Outcome, PermittedCall
+from lockstep.tools.samples import for_model
 from lockstep.values import JsonObject, new_token, now_ms
 
 LOCKSTEP = "lockstep"
@@ -90,10 +93,11 @@ def server_of(tool: LockedTool | None) -> str:
     return tool.source.partition(":")[2] if tool else "a server that is not in the lock"
 
 
-def round_asked(call: CallState, outcome: Outcome, expires_s: float) -> list[ev.Event]:
-    """A result that requires input, as events: with the answer, where nobody is to be asked."""
+def round_asked(call: CallState, outcome: Outcome, expires_s: float, *, samples: bool = False) -> list[ev.Event]:
+    """A result that requires input, as events: with the answer, where nobody is to be asked. `samples`: the agent's own
+    model answers what is for a model."""
     assert outcome.asked is not None
-    asked = outcome.asked
+    asked = for_model(outcome.asked) if samples else outcome.asked
     event = ev.InputAsked(
         call=call.id,
         input=new_token("q"),
@@ -111,14 +115,15 @@ def round_asked(call: CallState, outcome: Outcome, expires_s: float) -> list[ev.
         because = f"it asked for input more than {MAX_ROUNDS} times"
     if because:
         return [event, _given(event, None, by=LOCKSTEP, because=because)]
-    if not asked.open:
+    if not asked.open and not asked.for_model:
         why = "; ".join(each.refused for each in asked.requests)
         return [event, _given(event, asked.responses({}), by=LOCKSTEP, because=why)]
     return [event]
 
 
-def ask_live(live: Live, item: PermittedCall) -> Ask | None:
-    """How a server that holds its call open is answered: by who is there, within `ATTEND_S`; else it is cancelled."""
+def ask_live(live: Live, item: PermittedCall, sampler: Sampler) -> Ask | None:
+    """How a server that holds its call open is answered: by who is there, within `ATTEND_S`; else it is cancelled. What
+    it asks of a model, by the agent's own where its entry says so."""
     if not item.tool.asks:
         return None
     left = MAX_ROUNDS
@@ -126,6 +131,7 @@ def ask_live(live: Live, item: PermittedCall) -> Ask | None:
     async def ask(asked: Asked) -> JsonObject | None:
         nonlocal left
         left -= 1
+        asked = for_model(asked) if item.tool.samples else asked
         async with live.asking:
             event = ev.InputAsked(
                 call=item.id,
@@ -141,9 +147,14 @@ def ask_live(live: Live, item: PermittedCall) -> Ask | None:
             if not why and left < 0:
                 why = f"it asked for input more than {MAX_ROUNDS} times"
             said = None
-            if not why and live.attendant is not None:
+            if asked.for_model and not why:
+                why = await sampler.held_open(live, item.id, event.input, asked.for_model[0])
+                said = None if why else said_by_model(live.state.call(item.id), event.input)
+            elif not why and live.attendant is not None:
                 said = await _attended(live.attendant, live.state, live.state.call(item.id), asked)
-            if said is not None and live.attendant is not None:
+            if said is not None and asked.for_model:
+                given = _given(event, said, by=MODEL)
+            elif said is not None and live.attendant is not None:
                 given = _given(event, said, by=live.attendant.by, login=live.attendant.login)
             else:
                 said = _nobody_says(asked, "decline" if why else "cancel")
@@ -202,10 +213,15 @@ async def answer_input(journal: Journal, name: str, said: Said) -> State:
     state, call = await asked_input(journal, name)
     if said.responses is not None:
         require_running(journal, state.agent)
+        if unsampled(call) is not None:
+            raise InputError(
+                "The agent's model has not answered its part of it yet.",
+                remedy=f"`lockstep resume {state.run}` has it asked; then answer.",
+            )
         asked = parse(call.asked)
         if problem := problem_of(asked, said.responses):
             raise InputError(problem, remedy="`lockstep approvals` shows what it takes.")
-        said = replace(said, responses=cleaned(asked, said.responses))
+        said = replace(said, responses={**cleaned(asked, said.responses), **said_by_model(call, call.input)})
     assert call.asked_digest is not None
     event = ev.InputGiven(
         call=call.id,

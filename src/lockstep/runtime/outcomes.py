@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lockstep.gate.effects import probed, told
 from lockstep.gate.gate import Gate
 from lockstep.journal import events as ev
@@ -11,6 +13,7 @@ from lockstep.kernel.apply import JOINED
 from lockstep.kernel.state import CallState, Phase, Receipt, State
 from lockstep.model.port import AskedCall, Failure, Reply
 from lockstep.tools.port import Outcome, PermittedCall
+from lockstep.tools.samples import Sample
 from lockstep.values import Effect, format_usd
 
 CLIENT = "mcp-client"
@@ -33,22 +36,49 @@ def replied(command: do.Infer, answer: Reply | Failure, latency_ms: float) -> ev
         ev.Asked(id=f"{command.step}.{place}", provider_id=c.provider_id, name=c.name, arguments=c.arguments)
         for place, c in enumerate(answer.calls)
     )
-    return ev.ModelReplied(
-        step=command.step,
-        text=answer.text,
-        calls=calls,
-        model=answer.model,
-        provider=answer.provider,
-        finish_reason=answer.finish_reason,
+    return ev.ModelReplied(step=command.step, calls=calls, latency_ms=latency_ms, **_said(answer))
+
+
+def sampled(
+    call_id: str, question: str, key: str, sample: Sample, answer: Reply | Failure, latency_ms: float
+) -> ev.ModelSampled:
+    """What came of asking the model for a server. Calls that it asks for there are nobody's."""
+    about: dict[str, Any] = _said(answer) if isinstance(answer, Reply) else _failed(answer)
+    return ev.ModelSampled(
+        call=call_id,
+        input=question,
+        key=key,
+        digest=sample.prompt.digest,
+        ignored=sample.ignored,
         latency_ms=latency_ms,
-        input_tokens=answer.usage.input_tokens,
-        output_tokens=answer.usage.output_tokens,
-        cache_read_tokens=answer.usage.cache_read_tokens,
-        cache_write_tokens=answer.usage.cache_write_tokens,
-        reasoning_tokens=answer.usage.reasoning_tokens,
-        cost_usd=format_usd(answer.cost_usd),
-        price_book=answer.price_book,
+        **about,
     )
+
+
+def _said(answer: Reply) -> dict[str, Any]:
+    """What both events of a reply have of it."""
+    return {
+        "text": answer.text,
+        "model": answer.model,
+        "provider": answer.provider,
+        "finish_reason": answer.finish_reason,
+        "input_tokens": answer.usage.input_tokens,
+        "output_tokens": answer.usage.output_tokens,
+        "cache_read_tokens": answer.usage.cache_read_tokens,
+        "cache_write_tokens": answer.usage.cache_write_tokens,
+        "reasoning_tokens": answer.usage.reasoning_tokens,
+        "cost_usd": format_usd(answer.cost_usd),
+        "price_book": answer.price_book,
+    }
+
+
+def _failed(answer: Failure) -> dict[str, Any]:
+    return {
+        "failure": answer.kind.value,
+        "message": answer.message,
+        "transient": answer.kind.transient,
+        "retry_after_s": answer.retry_after_s,
+    }
 
 
 def called(client: str, asked: AskedCall) -> ev.ModelReplied:

@@ -10,7 +10,7 @@ from lockstep.kernel.apply import apply, start
 from lockstep.kernel.transcript import UNSEEDED
 from lockstep.model.port import AskedCall, AssistantMessage, Message, Reply, ToolMessage, Usage, UserMessage
 from lockstep.model.recording import Recording, Turn
-from lockstep.values import RunId, parse_usd
+from lockstep.values import Digest, RunId, parse_usd
 
 
 def recording_of(recorded: Sequence[Recorded]) -> Recording:
@@ -19,6 +19,7 @@ def recording_of(recorded: Sequence[Recorded]) -> Recording:
     assert isinstance(started, ev.RunStarted)
     state = start(RunId(""), UNSEEDED)
     turns: list[Turn] = []
+    to_servers: dict[Digest, Reply] = {}
     heard = 0
     model = ""
     for item in recorded:
@@ -26,6 +27,8 @@ def recording_of(recorded: Sequence[Recorded]) -> Recording:
             turns.append(Turn(expects=_said_to_model(state.transcript.messages[heard:]), reply=_reply(item.event)))
             heard = len(state.transcript.messages) + 1
             model = f"{item.event.provider}:{item.event.model}"
+        elif isinstance(item.event, ev.ModelSampled) and not item.event.failure:
+            to_servers.setdefault(item.event.digest, _reply(item.event))
         state = apply(state, item.event, item.at_ms)
     return Recording(
         model=model,
@@ -33,6 +36,7 @@ def recording_of(recorded: Sequence[Recorded]) -> Recording:
         unanswered=_said_to_model(state.transcript.messages[heard:]),
         agent=started.agent,
         lock=started.lock,
+        to_servers=to_servers,
     )
 
 
@@ -40,10 +44,11 @@ def _said_to_model(messages: Sequence[Message]) -> tuple[UserMessage | ToolMessa
     return tuple(message for message in messages if not isinstance(message, AssistantMessage))
 
 
-def _reply(event: ev.ModelReplied) -> Reply:
+def _reply(event: ev.ModelReplied | ev.ModelSampled) -> Reply:
+    calls = event.calls if isinstance(event, ev.ModelReplied) else ()
     return Reply(
         text=event.text,
-        calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in event.calls),
+        calls=tuple(AskedCall(provider_id=c.provider_id, name=c.name, arguments=c.arguments) for c in calls),
         usage=Usage(
             input_tokens=event.input_tokens,
             output_tokens=event.output_tokens,

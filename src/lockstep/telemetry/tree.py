@@ -61,6 +61,8 @@ class _Builder:
         """When tools ran; calls of one reply may overlap."""
         self._busy: list[tuple[float, float]] = []
         """The same with their sandboxes' starts."""
+        self._thought: list[tuple[float, float]] = []
+        """When the model answered servers, whose tools may be said to run meanwhile."""
 
     def add(self, item: Recorded) -> None:
         event, at = item.event, item.at_ms
@@ -83,10 +85,10 @@ class _Builder:
                 self._answered(event.call, f"{'approved' if given else 'refused'} by {event.by}", at)
             case ev.EffectSettled():
                 self._settled(event, at)
-            case ev.TaskBegun():
-                self._calls[event.call].notes.append(f"goes on as the task {event.task}")
             case ev.InputAsked():
                 self._asked(event, at)
+            case ev.ModelSampled():
+                self._sampled(event, at)
             case ev.InputGiven():
                 node = self._open.pop(event.input)
                 node.outcome, node.duration_ms = f"{in_words(event)} by {event.by}", at - node.start_ms
@@ -143,6 +145,8 @@ class _Builder:
         match event:
             case ev.RunStarted():
                 self._root.name = event.agent
+            case ev.TaskBegun():
+                self._calls[event.call].notes.append(f"goes on as the task {event.task}")
             case ev.RunSuspended():
                 self._suspended_at = at
             case ev.RunResumed():
@@ -172,8 +176,9 @@ class _Builder:
             step.duration_ms = (
                 max((c.start_ms + c.duration_ms for c in step.children), default=step.start_ms) - step.start_ms
             )
-        tools = _covered(self._ran)
-        starts = _covered(self._busy) - tools
+        thought = _covered(self._thought)
+        tools = _covered(self._ran + self._thought) - thought
+        starts = _covered(self._busy + self._thought) - thought - tools
         return self._root, Spent(total=self._root.duration_ms, tools=tools, sandbox_start=starts, **self._spent)
 
     def _model(self, event: ev.ModelReplied | ev.ModelFailed, at: int) -> None:
@@ -186,14 +191,23 @@ class _Builder:
             node.name, node.outcome = f"attempt {event.attempt}", event.kind
             node.notes.append(event.message)
             return
-        node.name = event.model
-        node.outcome = "ok"
-        node.notes.append(f"{event.input_tokens} in, {event.output_tokens} out")
-        node.notes.append("cost unknown" if event.cost_usd is None else f"${event.cost_usd}")
+        _told(node, event)
         for asked in event.calls:
             call = Node(kind="call", name=asked.name, start_ms=at, notes=[asked.arguments])
             self._calls[asked.id] = call
             self._step.children.append(call)
+
+    def _sampled(self, event: ev.ModelSampled, at: int) -> None:
+        """The model is asked within the question of a server, whose call may be held open meanwhile."""
+        node = Node(kind="model", name="", start_ms=at - event.latency_ms, duration_ms=event.latency_ms)
+        self._spent["model"] += event.latency_ms
+        self._thought.append((node.start_ms, at))
+        self._open[event.input].children.append(node)
+        if event.failure:
+            node.name, node.outcome = "for its server", event.failure
+            node.notes.append(event.message)
+        else:
+            _told(node, event)
 
     def _wait(self, call_id: str, kind: str, name: str, at: int) -> None:
         node = Node(kind=kind, name=name, start_ms=at)
@@ -228,6 +242,13 @@ class _Builder:
         call.children += [start, run]
         self._ran.append((ran, at))
         self._busy.append((ran - event.start_ms - event.queue_ms, at))
+
+
+def _told(node: Node, event: ev.ModelReplied | ev.ModelSampled) -> None:
+    """What a reply of the model was, and cost."""
+    node.name, node.outcome = event.model, "ok"
+    node.notes.append(f"{event.input_tokens} in, {event.output_tokens} out")
+    node.notes.append("cost unknown" if event.cost_usd is None else f"${event.cost_usd}")
 
 
 def _request(record: Mapping[str, str | int | float | bool | None]) -> str:

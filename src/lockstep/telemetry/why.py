@@ -367,7 +367,7 @@ class _Reading:
                     at_ms=item.at_ms,
                 )
                 action.retries.append(retry)
-            case ev.InputAsked() | ev.InputGiven():
+            case ev.InputAsked() | ev.InputGiven() | ev.ModelSampled():
                 action.inputs = with_input(action.inputs, event, item)
             case ev.TaskBegun():
                 action.task = event.task

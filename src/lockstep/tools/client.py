@@ -11,6 +11,7 @@ begin with `initialize`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -19,15 +20,16 @@ import msgspec
 
 from lockstep.agent.context import LIST
 from lockstep.gate.rounds import Round
-from lockstep.sandbox.contract import Process
+from lockstep.sandbox.contract import Process, ProcessEnded
 from lockstep.tools.definitions import Offer, read_page, salvage
 from lockstep.tools.inputs import ONE, WORDS, BadQuestion, read_request
-from lockstep.tools.port import Ask, Notice
+from lockstep.tools.port import Ask, Notice, Watched
 from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
 CALL = "tools/call"
 GET_TASK, UPDATE_TASK, CANCEL_TASK = "tasks/get", "tasks/update", "tasks/cancel"
+LISTEN, CANCELLED = "subscriptions/listen", "notifications/cancelled"
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
 """What our own runner is spoken to in."""
@@ -38,6 +40,7 @@ MAX_DEFINITIONS = 1000
 DISCOVER_S = 5.0
 """How long a server may think about a request that only the modern revision knows, before it is taken for a legacy
 one that is waiting for its handshake."""
+LINGER_S = 0.05
 META = "io.modelcontextprotocol/"
 _IDS_OF_A_ROUND = 1_000_000
 TASKS = f"{META}tasks"
@@ -80,6 +83,8 @@ class McpClient:
         """Whether the server is told that it may answer a call with a task."""
         self._next_id = 1
         self._stray = 0
+        self._watching: int | None = None
+        """The number of the request by which the server says what changes."""
         self.ask: Ask | None = None
         """Who answers what a server asks for that holds its call open; only of a legacy one."""
         self.protocol = ""
@@ -194,6 +199,31 @@ class McpClient:
         if method == LIST:
             return {"resources": await self.listed(method, "resources", meta)}
         return await self.request(method, {**arguments, **self._going_on(round), "_meta": meta})
+
+    async def watch(self, watched: Watched) -> None:
+        """Have a modern server say what changes of this, beside what it is asked, until `unwatch`."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        changes: JsonObject = {"resourceSubscriptions": sorted(watched.resources)} if watched.resources else {}
+        changes = {**changes, "resourcesListChanged": True} if watched.lists else changes
+        params = self._enveloped({"notifications": changes})
+        self._watching = number
+        await self._send({"jsonrpc": "2.0", "id": number, "method": LISTEN, "params": params})
+
+    async def linger(self) -> None:
+        """Hear what is said of changes a moment after an answer: it comes on another way, also of what the call did."""
+        if self._watching is None:
+            return
+        with contextlib.suppress(TimeoutError, ProcessEnded, BadReply):  # the answer is there, whatever comes now
+            async with asyncio.timeout(LINGER_S):
+                while "method" in (frame := await self._receive()):
+                    self._tell(frame)
+                    self._stray += 1
+
+    async def unwatch(self) -> None:
+        """Whatever else it says of that is said to nobody."""
+        number, self._watching = self._watching, None
+        if number is not None:
+            await self._send({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": number}})
 
     def _going_on(self, round: Round | None) -> JsonObject:
         """What a request says beyond its first round: a request of its own, whose number no other process gave one."""

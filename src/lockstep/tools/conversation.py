@@ -279,12 +279,25 @@ def _ended(tool: LockedTool, ended: ProcessEnded, *, sent: bool) -> Outcome:
 async def _asked(client: McpClient, call: PermittedCall) -> Mapping[str, Any]:
     """The result of the call itself; whoever listens to it hears what is said meanwhile."""
     client.hear = _hearing(call)
+    await _watch(client, call)
     try:
         if call.tool.method:
-            return await client.ask_context(call.tool.method, call.arguments, _meta(call), call.round)
-        return await client.call_tool(call.tool.own_name, call.arguments, _meta(call), call.round)
+            result = await client.ask_context(call.tool.method, call.arguments, _meta(call), call.round)
+        else:
+            result = await client.call_tool(call.tool.own_name, call.arguments, _meta(call), call.round)
+        await client.linger()
+        return result
     finally:
         client.hear = None
+
+
+async def _watch(client: McpClient, call: PermittedCall) -> None:
+    """Have a modern server that outlives the call say what changes meanwhile of what somebody subscribed to."""
+    await client.unwatch()  # what was watched for the call before
+    if call.listener is None or call.tool.protocol != MODERN or not (call.tool.run_lifetime or call.tool.remote):
+        return
+    if watched := call.listener.watches(call.tool.source):
+        await client.watch(watched)
 
 
 def _meta(call: PermittedCall) -> JsonObject:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -49,6 +49,8 @@ class Request:
     kind: Kind
     form: Form | None = None
     refused: str = ""
+    by_model: bool = False
+    """The agent's own model answers it, and nobody else."""
 
     @property
     def message(self) -> str:
@@ -78,8 +80,9 @@ class Asked:
         """As it stands in the journal; `parse` reads it back."""
         requests = {each.key: {"method": each.method, "params": each.params} for each in self.requests}
         refused = {each.key: each.refused for each in self.requests if each.refused}
+        model = {"model": [each.key for each in self.for_model]} if self.for_model else {}
         state = {} if self.state is None else {"state": self.state}
-        return json.dumps({"requests": requests, "refused": refused, **state}, separators=(",", ":"))
+        return json.dumps({"requests": requests, "refused": refused, **model, **state}, separators=(",", ":"))
 
     @property
     def digest(self) -> Digest:
@@ -88,7 +91,12 @@ class Asked:
     @property
     def open(self) -> tuple[Request, ...]:
         """Those that somebody is to answer."""
-        return tuple(each for each in self.requests if not each.refused)
+        return tuple(each for each in self.requests if not each.refused and not each.by_model)
+
+    @property
+    def for_model(self) -> tuple[Request, ...]:
+        """Those that the agent's own model answers."""
+        return tuple(each for each in self.requests if each.by_model)
 
     @property
     def unanswerable(self) -> str:
@@ -105,7 +113,10 @@ def parse(text: str) -> Asked:
     """What `Asked.text` wrote."""
     said = json.loads(text)
     requests = tuple(
-        _request(key, each["method"], each["params"], said["refused"].get(key, ""))
+        replace(
+            _request(key, each["method"], each["params"], said["refused"].get(key, "")),
+            by_model=key in said.get("model", ()),
+        )
         for key, each in said["requests"].items()
     )
     return Asked(requests=requests, state=said.get("state"))

@@ -24,6 +24,17 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """What somebody wants to hear of when it changes: resources by URI, and whether there are others in the list."""
+
+    resources: frozenset[str] = frozenset()
+    lists: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.resources) or self.lists
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Listener:
     """Who hears what a server says while it is called. `hear` must return at once and never raise."""
 
@@ -32,6 +43,8 @@ class Listener:
     """Whether the server is asked to say how far it is."""
     log_level: str = ""
     """From which level on the server is asked for log messages; empty for none."""
+    watches: Callable[[str], Watched] = lambda source: Watched()
+    """Of the server with this source: what it is asked to tell changes of. A modern one tells no others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +87,13 @@ class PermittedCall:
     def may_ask(self) -> frozenset[str]:
         """What its server may ask for in this round, of what its entry lets it.
 
-        A person may answer at any time; but where somebody answers for a model or for roots, all of a question is
-        theirs, because nobody else could answer that part.
+        A person may answer at any time, and so may the agent's own model; but where a client answers for a model or for
+        roots, all that is left of a question is its, because nobody else could answer that part.
         """
-        there = self.offers & frozenset(self.tool.asks)
-        return there if there - {"elicitation"} else frozenset(self.tool.asks) & {"elicitation"}
+        asks = frozenset(self.tool.asks)
+        own = asks & {"sampling"} if self.tool.samples else frozenset[str]()
+        there = self.offers & (asks - own)
+        return own | (there if there - {"elicitation"} else asks & {"elicitation"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,10 +24,11 @@ from lockstep.sandbox.contract import EgressRecord, Limits, ProcessEnded, Secret
 from lockstep.sandbox.egress_wire import Refused
 from lockstep.sandbox.secrets import Held, Scrubber, held, replacements
 from lockstep.sandbox.uncancelled import to_the_end
-from lockstep.tools.client import CALL, META, BadReply, ServerError, Unauthorized
+from lockstep.tools.client import CALL, CANCELLED, LISTEN, META, BadReply, ServerError, Unauthorized
 from lockstep.tools.event_stream import EventStream
 from lockstep.tools.remote_headers import PARAMETER, header_text, routing_headers
 from lockstep.tools.remote_http import Log, Lost, Reach, RemoteHttp, Unreached, authorized
+from lockstep.tools.remote_listening import MAX_RESUMES, listen, pause
 from lockstep.values import Digest, now_ms
 
 _NOTICE_S = 5.0
@@ -35,9 +36,6 @@ _NOTICE_S = 5.0
 _GOODBYE_S = 2.0
 _REST_S = 0.05
 """How long the end of an answered stream is waited for: a connection that has come to it serves the next request."""
-_MAX_RESUMES = 5
-"""Attempts to go on with a stream, without one event between them."""
-_RETRY_MS, _MAX_RETRY_MS = 1000, 60_000
 _SESSION = re.compile(r"[!-~]{1,1024}")
 _ERROR_BYTES = 64 * 2**10
 _EVENTS = "text/event-stream"
@@ -106,6 +104,7 @@ class RemoteProcess:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
         self._log, self._open, self._scrubber = Log(), True, None
+        self._frames = asyncio.Queue()  # what came by a stream after the last call's answer is nothing to this one
         self._admitted = time.monotonic()
         self.renew()
         self._listen_again()
@@ -113,13 +112,16 @@ class RemoteProcess:
     async def send(self, frame: bytes) -> None:
         message = msgspec.json.decode(frame)
         if "id" not in message or "method" not in message:
-            if not self._open:
-                return
+            if not self._open or (message.get("method") == CANCELLED and not self._protocol):
+                return  # a modern server sees that nobody listens any more
             with contextlib.suppress(Exception):  # of a message that expects no answer nothing is lost
                 async with asyncio.timeout(_NOTICE_S):
                     await self._notice(message, frame)
             if message.get("method") == "notifications/initialized":
                 self._listen_again()
+            return
+        if message["method"] == LISTEN:
+            await self._watch(message, frame)
             return
         await self._drop()
         self._asking = message
@@ -248,7 +250,7 @@ class RemoteProcess:
 
     async def _events(self, message: Mapping[str, Any], response: httpx2.Response) -> None:
         """A stream of events until the answer, resumed where the revision has that and the server says how."""
-        stream, tries = EventStream(), _MAX_RESUMES
+        stream, tries = EventStream(), MAX_RESUMES
         while True:
             before, why = stream.last_id, "the stream ended without an answer"
             try:
@@ -258,7 +260,7 @@ class RemoteProcess:
                 why = str(error)
             finally:
                 await response.aclose()
-            tries = _MAX_RESUMES if stream.last_id != before else tries - 1
+            tries = MAX_RESUMES if stream.last_id != before else tries - 1
             response, tries = await self._again(stream, tries, why, str(message["method"]))
 
     async def _until_answered(self, message: Mapping[str, Any], stream: EventStream, response: httpx2.Response) -> bool:
@@ -274,7 +276,7 @@ class RemoteProcess:
     async def _again(self, stream: EventStream, tries: int, why: str, purpose: str) -> tuple[httpx2.Response, int]:
         """The stream goes on where it broke off; and how many tries are left. Raises Lost."""
         while self._protocol and stream.last_id and tries > 0:
-            await _pause(stream)
+            await pause(stream)
             try:
                 response = await self._resumed(stream.last_id, purpose)
             except (Lost, Unreached) as error:
@@ -286,26 +288,31 @@ class RemoteProcess:
 
     def _listen_again(self) -> None:
         if self._may_ask and self._protocol and (self._listener is None or self._listener.done()):
-            self._listener = asyncio.create_task(self._listen())
+            self._listener = asyncio.create_task(listen(self._own_stream, self._count, self._hear))
 
-    async def _listen(self) -> None:
+    async def _own_stream(self, last_id: str) -> httpx2.Response:
         """What a legacy server asks beside the answer to a request comes by a stream of its own, where it has one."""
-        stream, failures = EventStream(), 0
-        with contextlib.suppress(Refused, ServerError):  # it has none, or its limits are hit: calls go on without
-            while failures < _MAX_RESUMES:
-                before = stream.last_id
-                with contextlib.suppress(Lost, Unreached):
-                    response = await self._resumed(stream.last_id, _LISTENING)
-                    try:
-                        async for piece in response.stream:  # type: ignore[union-attr]
-                            self._count(len(piece))
-                            for event in stream.feed(piece):
-                                self._frames.put_nowait(self._clean(event.data))
-                    finally:
-                        await response.aclose()
-                failures = 0 if stream.last_id != before else failures + 1
-                await _pause(stream)
-                stream.begin_again()
+        return await self._resumed(last_id, _LISTENING)
+
+    async def _watch(self, message: Mapping[str, Any], frame: bytes) -> None:
+        """Listen beside what is asked, as a modern server lets one; begun when this returns, or it does not."""
+
+        async def opened(last_id: str) -> httpx2.Response:
+            request = httpx2.Request("POST", self._line.url, headers=self._headers(message), content=frame)
+            response = await self._authorized(request, LISTEN)
+            if response.status_code == 200 and _kind(response) == _EVENTS:
+                return response
+            await response.aclose()
+            raise ServerError(0, "it does not say what changes")
+
+        begun = asyncio.Event()
+        self._listener = asyncio.create_task(listen(opened, self._count, self._hear, begun))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_NOTICE_S):
+                await begun.wait()
+
+    def _hear(self, frame: bytes) -> None:
+        self._frames.put_nowait(self._clean(frame))
 
     async def _resumed(self, last_id: str, purpose: str) -> httpx2.Response:
         headers = {**self._common(), "Accept": _EVENTS}
@@ -439,7 +446,7 @@ class RemoteProcess:
         asking = await self._drop()
         if asking is not None and self._protocol:
             params = {"requestId": asking["id"], "reason": "given up"}
-            notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+            notice = {"jsonrpc": "2.0", "method": CANCELLED, "params": params}
             with contextlib.suppress(Exception):  # the call is over either way
                 async with asyncio.timeout(_GOODBYE_S):
                     await self._notice(notice, msgspec.json.encode(notice))
@@ -454,12 +461,6 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
-
-
-async def _pause(stream: EventStream) -> None:
-    """As long as the server wants a connection that broke off to wait."""
-    delay_ms = stream.retry_ms if stream.retry_ms is not None else _RETRY_MS
-    await asyncio.sleep(min(delay_ms, _MAX_RETRY_MS) / 1000)
 
 
 async def _rest_of(response: httpx2.Response) -> None:

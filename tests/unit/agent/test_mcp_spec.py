@@ -193,3 +193,17 @@ def test_results_of_which_only_parts_are_trusted_make_no_resource_trusted(clerk:
     clerk.definitions[1] = [PAY, definition(READ)]
     tools = locked_agent(lock(clerk)).tools
     assert (tools["pay"].output_trusted, tools["resources_read"].output_trusted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "asks", "samples"),
+    [("model", ("sampling",), True), ("client", ("sampling",), False), ("decline", (), False)],
+)
+def test_who_answers_what_a_server_asks_of_a_model_is_locked(
+    clerk: Clerk, said: str, asks: tuple[str, ...], samples: bool
+) -> None:
+    before = lock(clerk).digest
+    serve(clerk, f'sampling = "{said}"')
+    pay = locked_agent(lock(clerk)).tools["pay"]
+    assert (pay.asks, pay.samples) == (asks, samples)
+    assert (lock(clerk).digest == before) is (said == "decline")

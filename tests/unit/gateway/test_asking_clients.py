@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mcp import Client, MCPError
 from mcp import types as mcp_types
 from test_serving_calls import ADA, ERAS, World, meta, opened, run, text
 
+from lockstep.agent.budget import Budget, Limits
 from lockstep.gateway.principals import Principal
 from lockstep.journal.inbox import Answer, Inbox
 from lockstep.kernel.state import Status
@@ -356,5 +358,96 @@ def test_a_call_that_waits_is_not_made_twice(tmp_path: Path) -> None:
         async with opened(tmp_path, AGENT, book=rounds({"who": FORM})) as world, world.client("legacy") as caller:
             assert meta(await caller.call_tool("book", BA1), "input") == meta(first, "input")
             assert world.tools.calls == []
+
+    run(work)
+
+
+# --- what is asked of a model, answered by the agent's own ---
+
+BY_MODEL = replace(BOOK, asks=("elicitation", "sampling", "roots"), samples=True, source="mcp:/usr/bin/airline --x")
+
+
+def paris(*replies: Any) -> Any:
+    from inprocess import ListedModel, reply
+
+    return ListedModel(*replies, to_servers=[reply(text="Paris", cost_usd="0.02")])
+
+
+@ERAS
+@pytest.mark.parametrize("more", [False, True], ids=["a client without", "a client with a model"])
+def test_the_agents_model_answers_what_the_server_of_a_clients_call_asks(tmp_path: Path, era: str, more: bool) -> None:
+    """Also where the client has a model of its own: the entry says whose it is."""
+
+    async def work() -> None:
+        person = Person()
+        agent = locked_agent(BY_MODEL)
+        async with opened(tmp_path, agent, paris(), book=rounds({"think": SAMPLE})) as world:
+            async with client(world, era, person, more=more) as caller:
+                result = await caller.call_tool("book", BA1)
+            said = json.loads(text(result))["think"]
+            assert (said["content"]["text"], said["model"], person.shown) == ("Paris", "fake-1", [])
+            state = await read_state(world.journal, meta(result, "run"))
+            assert (state.totals.cost_usd, state.client != "") == (Decimal("0.02"), True)
+
+    run(work)
+
+
+@ERAS
+def test_of_one_question_the_client_answers_what_is_not_for_the_model(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        person = Person({"name": "Ada"})
+        tool = rounds({"who": FORM, "think": SAMPLE, "where": ROOTS})
+        async with opened(tmp_path, locked_agent(BY_MODEL), paris(), book=tool) as world:
+            async with client(world, era, person, more=True) as caller:
+                said = json.loads(text(await caller.call_tool("book", BA1)))
+            assert (said["who"]["content"], said["think"]["content"]["text"]) == ({"name": "Ada"}, "Paris")
+            assert [each["uri"].rstrip("/") for each in said["where"]["roots"]] == ["file:///x"]
+
+    run(work)
+
+
+@ERAS
+def test_a_client_whose_runs_have_used_up_their_budget_is_told_so(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        budget = Budget(steps=50, scopes={"session": Limits(cost_usd=Decimal("0.01"))})
+        agent = locked_agent(BY_MODEL, budget=budget)
+        async with opened(tmp_path, agent, paris(), book=rounds({"think": SAMPLE})) as world:
+            async with client(world, era, Person()) as caller:
+                first = await caller.call_tool("book", BA1)
+                second = await caller.call_tool("book", {"flight": "BA2"})
+            assert not first.is_error
+            assert "cost $0.02 of $0.01" in text(second)
+
+    run(work)
+
+
+@ERAS
+def test_the_agent_itself_answers_its_own_servers(tmp_path: Path, era: str) -> None:
+    from inprocess import call, reply
+
+    async def work() -> None:
+        model = paris(reply(call("book", BA1)), reply(text="Booked."))
+        async with opened(tmp_path, locked_agent(BY_MODEL), model, book=rounds({"think": SAMPLE})) as world:
+            async with client(world, era, Person()) as caller:
+                result = await caller.call_tool("ask_traveller", {"message": "Book it."})
+            assert text(result) == "Booked."
+            assert "Paris" in (await read_state(world.journal, meta(result, "run"))).settled[0].text
+
+    run(work)
+
+
+@ERAS
+def test_a_legacy_server_of_a_clients_call_is_answered_by_the_agents_model(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path, locked_agent(BY_MODEL), paris()) as world:
+
+            async def book(call: PermittedCall) -> Outcome:
+                assert world.tools.ask is not None
+                return ok(json.dumps(await world.tools.ask(read_request(SAMPLE, call.may_ask))))
+
+            world.tools.functions["book"] = book
+            async with client(world, era, Person()) as caller:
+                said = json.loads(text(await caller.call_tool("book", BA1)))
+            assert said["request"]["content"]["text"] == "Paris"
 
     run(work)

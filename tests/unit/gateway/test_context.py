@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from inprocess import ALLOW_ALL, LOOK, ListedModel, call, locked_agent, reply
-from mcp import MCPError
+from mcp import Client, MCPError
 from mcp import types as mcp_types
 from test_serving_calls import ADA, ERAS, World, opened, run
 
@@ -18,6 +18,7 @@ from lockstep.agent.context import COMPLETE, LIST, METHODS, PROMPT, READ, defini
 from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.gateway.context import _fits
 from lockstep.gateway.principals import Principal
+from lockstep.gateway.server import build_server
 from lockstep.runtime.reading import read_state
 from lockstep.tools.port import Outcome, PermittedCall
 
@@ -274,17 +275,123 @@ def test_of_two_servers_each_has_its_own_and_neither_hides_the_other(tmp_path: P
 
 @ERAS
 def test_a_server_that_fails_takes_no_other_with_it(tmp_path: Path, era: str) -> None:
-    functions = both(resources_read=failed(-32602, "Resource not found"))
+    functions = both()
     functions["a__resources_list"] = lambda call: Outcome(kind="timeout", text="a did not answer.")
-    functions["b__resources_read"] = reads
 
     async def work() -> None:
         async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
             listed = await client.list_resources()
             assert [str(each.uri) for each in listed.resources] == ["x://1"]
             assert (listed.meta or {})["lockstep/failed"] == ["a did not answer."]
-            assert (await client.read_resource("x://9/data")).contents  # the first says that it has none
-            assert [each.tool.name for each in world.tools.calls[-2:]] == ["a__resources_read", "b__resources_read"]
+            assert (await client.read_resource("x://1")).contents
+            assert world.tools.calls[-1].tool.name == "b__resources_read"
+
+    run(work)
+
+
+def lists(*uris: str) -> Callable[[PermittedCall], Outcome]:
+    return said("", resources=[{"uri": uri, "name": "n"} for uri in uris])
+
+
+async def refused(read: Any) -> MCPError:
+    with pytest.raises(MCPError) as error:
+        await read
+    return error.value
+
+
+@ERAS
+def test_a_server_that_lists_anothers_resource_does_not_answer_in_its_place(tmp_path: Path, era: str) -> None:
+    """Nor does the other then, as far as a client can tell which is which; what only one claims is read of that one."""
+    functions = both()
+    functions["a__resources_list"] = lists("y://payroll", "y://a")
+    functions["b__resources_list"] = lists("y://payroll", "y://b")
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
+            for _ in range(2):
+                listed = await client.list_resources()
+                assert [str(each.uri) for each in listed.resources] == ["y://a", "y://b"]
+                (sentence,) = (listed.meta or {})["lockstep/disputed"]
+                problem = await refused(client.read_resource("y://payroll"))
+                assert (problem.code, problem.message, problem.data) == (-32602, sentence, {"uri": "y://payroll"})
+            assert sentence.startswith("y://payroll is claimed by more than one server (a__resources_read and b__")
+            for name in ("a", "b"):
+                read = await client.read_resource(f"y://{name}")
+                assert read.contents[0].text.startswith(f"{name}__")  # type: ignore[union-attr]
+
+    run(work)
+
+
+@ERAS
+def test_a_list_does_not_take_what_the_template_of_another_server_says_nor_one_template_what_another_does(
+    tmp_path: Path, era: str
+) -> None:
+    functions = both()
+    functions["a__resources_list"] = lists("x://7/data")
+    functions["b__resources_list"] = lists()
+
+    async def work() -> None:
+        other = [*tools_of("a__", LIST), replace(tools_of("a__", READ)[0], definition=definition(READ, ())), LOOK]
+        agent = locked_agent(*other, *tools_of("b__"))
+        async with offering(tmp_path, agent, **functions) as world, world.client(era) as client:
+            assert (await client.read_resource("x://8/data")).contents  # only the template claims it so far
+            assert (await client.list_resources()).resources == []
+            assert "claimed by more than one" in (await refused(client.read_resource("x://7/data"))).message
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
+            assert "claimed by more than one" in (await refused(client.read_resource("x://9/data"))).message
+            ref = mcp_types.ResourceTemplateReference(uri="x://{id}/data")
+            assert (await client.complete(ref, {"name": "id", "value": "a"})).completion.values == []
+            assert all(each.tool.method == LIST for each in world.tools.calls)
+
+    run(work)
+
+
+@ERAS
+def test_what_nobody_listed_yet_is_asked_about_before_it_is_read_and_what_nobody_has_is_not_there(
+    tmp_path: Path, era: str
+) -> None:
+    functions = both()
+    functions["a__resources_list"] = lists("y://a")
+    functions["b__resources_list"] = lists("y://b")
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world, world.client(era) as client:
+            read = await client.read_resource("y://b")
+            assert read.contents[0].text == "b__resources_read has y://b"  # type: ignore[union-attr]
+            assert (await refused(client.read_resource("y://c"))).message == "Resource not found"
+            assert world.tools.count("a__resources_read") == 0
+
+    run(work)
+
+
+@ERAS
+def test_a_server_that_policy_keeps_from_a_principal_claims_nothing_of_theirs(tmp_path: Path, era: str) -> None:
+    functions = both(resources_list=lists("y://payroll"))
+    only = "".join(f'forbid (principal, action == Action::"a__{plain_name(each)}", resource);\n' for each in METHODS)
+
+    async def work() -> None:
+        agent = agent_of(*TWO, policy=ALLOW_ALL + only)
+        async with offering(tmp_path, agent, **functions) as world, world.client(era) as client:
+            assert len((await client.list_resources()).resources) == 1
+            read = await client.read_resource("y://payroll")
+            assert read.contents[0].text == "b__resources_read has y://payroll"  # type: ignore[union-attr]
+
+    run(work)
+
+
+def test_what_a_server_lists_for_one_principal_says_nothing_of_anothers(tmp_path: Path) -> None:
+    functions = both()
+    functions["a__resources_list"] = lambda call: lists(*["y://b"] * (call.principal == "eve"))(call)
+    functions["b__resources_list"] = lists("y://b")
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of(*TWO), **functions) as world:
+            asking = ["eve"]
+            server = build_server(world.served(lambda ctx: Principal(name=asking[-1])))
+            for name, disputed in (("eve", True), ("ada", False)):
+                asking.append(name)
+                async with Client(server, mode="legacy") as client:
+                    assert ((await client.list_resources()).resources == []) is disputed
 
     run(work)
 

@@ -12,15 +12,16 @@ import pytest
 from inprocess import ALLOW_ALL, BOOK, LOOK, NOTE, locked_agent, ok
 from mcp import Client, MCPError
 from mcp import types as mcp_types
-from test_context import offering, tools_of
+from test_context import offering, said, tools_of
 from test_serving_calls import ADA, BA1, ERAS, World, http, meta, opened, over_http, run, text
 
+from lockstep.agent.context import LIST, READ, definition
 from lockstep.gateway.notices import MAX_WAITING
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import build_server
 from lockstep.kernel.state import Phase, Status
 from lockstep.runtime.reading import doubts, read_state
-from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall
+from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall, Watched
 
 FAR = "mcp:server"
 AGENT = locked_agent(replace(LOOK, source=FAR), replace(NOTE, source=FAR), replace(BOOK, source=FAR))
@@ -313,5 +314,56 @@ def test_a_level_that_is_none_is_refused(tmp_path: Path) -> None:
             with pytest.raises((MCPError, ValueError)):
                 await client.session.set_logging_level("loud")  # type: ignore[arg-type]
             assert meta(await client.call_tool("look", {}), "run")
+
+    run(work)
+
+
+# What servers are asked to say.
+
+
+@ERAS
+def test_a_server_is_asked_to_tell_changes_of_its_own_resources_that_its_caller_subscribed_to(
+    tmp_path: Path, era: str
+) -> None:
+    """Not of another server's, whose addresses are none of its business, nor of what other principals want to know."""
+    watched: dict[str, Watched] = {}
+
+    def look(call: PermittedCall) -> Outcome:
+        watched[call.tool.name] = listener(call).watches(call.tool.source)
+        return ok("seen")
+
+    looks = [replace(LOOK, name=f"{name}look", source=f"mcp:{name}") for name in ("a__", "b__")]
+    bare = [replace(each, definition=definition(READ, ())) for each in tools_of("b__", READ)]
+    agent = locked_agent(*looks, *tools_of("a__", READ), *bare, *tools_of("b__", LIST))
+    lists = said("", resources=[{"uri": "y://b", "name": "b"}])
+
+    async def calls(client: Client) -> None:
+        for name in ("a__look", "b__look"):
+            await client.call_tool(name, {"n": len(watched)})
+
+    async def work() -> None:
+        functions = {"a__look": look, "b__look": look, "b__resources_list": lists}
+        async with opened(tmp_path, agent, **functions) as world:
+            who = [ADA]
+            server = build_server(world.served(lambda ctx: who[-1]))
+            async with Client(server, mode=era) as client:
+                await client.list_resources()
+                uris = ["x://1/data", "y://b", "z://nobody"]
+                if era == "legacy":
+                    for uri in uris:
+                        await client.session.subscribe_resource(uri)
+                    await calls(client)
+                else:
+                    async with client.listen(resource_subscriptions=uris, resources_list_changed=True):
+                        await calls(client)
+                lists_too = era != "legacy"
+                assert watched["a__look"] == Watched(resources=frozenset({"x://1/data"}), lists=lists_too)
+                assert watched["b__look"] == Watched(resources=frozenset({"y://b"}), lists=lists_too)
+                if era != "legacy":
+                    await calls(client)
+                    assert not any(watched.values())
+                who.append(Principal(name="eve"))
+                await calls(client)
+                assert not any(watched.values())
 
     run(work)

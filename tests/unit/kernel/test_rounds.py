@@ -175,3 +175,100 @@ def test_a_run_that_is_ended_while_it_waits_says_so_to_the_model() -> None:
     run = asking()
     run.says(ev.RunFinished(stop_reason="cancelled"))
     assert "waited for input" in run.state.transcript.messages[-1].text
+
+
+# --- what is asked of the agent's own model ---
+
+ASKS_MODEL = replace(ASKED, asked='{"requests":{"a":{},"b":{},"no":{}},"refused":{"no":"x"},"model":["a","b"]}')
+ASKS_BOTH = replace(ASKED, asked='{"requests":{"a":{},"who":{}},"refused":{},"model":["a"]}')
+SAID = ev.ModelSampled(call="1.0", input="q1", key="a", digest=DIGEST, text="Hm.", cost_usd="0.01", input_tokens=3)
+FAILED = replace(SAID, failure="timeout", message="Slow.", transient=True, cost_usd=None)
+STOPPED = ev.RunSuspended(reason="agent_stopped", call="", message="stopped")
+
+
+def sampling(event: ev.InputAsked = ASKS_MODEL, effect: Effect = Effect.ONCE, approve: str = "ask") -> Run:
+    run = Run(approve=approve)
+    run.says(replied("book"), judged("1.0", effect=effect, key="k"))
+    run.says(*[intended("1.0")] * (effect is not Effect.READ), event)
+    return run
+
+
+@pytest.mark.parametrize("approve", ["ask", "none", "all"])
+def test_the_model_is_asked_one_thing_after_another_and_then_the_call_goes_on(approve: str) -> None:
+    run = sampling(approve=approve)
+    for key in ("a", "b"):
+        assert run.next() == do.Sample(run.call("1.0"), key, 0.0)
+        run.says(replace(SAID, key=key))
+    assert run.next() == do.Tell(run.call("1.0"))
+    run.says(GIVEN)
+    assert isinstance(run.next(), do.Execute)
+
+
+def test_a_person_is_asked_when_the_model_has_said_its_part() -> None:
+    run = sampling(ASKS_BOTH)
+    assert isinstance(run.next(), do.Sample)
+    run.says(SAID)
+    assert isinstance(run.next(), do.Suspend)
+    assert isinstance(sampling(ASKS_BOTH, approve="none").next(), do.Drop)
+
+
+@pytest.mark.parametrize("said", [(), (SAID,), (SAID, replace(SAID, key="b"))])
+def test_a_run_that_was_stopped_meanwhile_goes_on_without_a_person(said: tuple[ev.Event, ...]) -> None:
+    run = sampling()
+    run.says(*said, STOPPED)
+    assert do.resumable(run.state, run.now)
+    run = sampling(ASKS_BOTH)
+    run.says(SAID, STOPPED)
+    assert not do.resumable(run.state, run.now)
+
+
+def test_an_answer_of_the_model_counts_as_a_step_and_a_failure_as_nothing() -> None:
+    run = sampling()
+    before = run.state.totals
+    run.says(FAILED)
+    assert run.state.totals == before
+    run.says(SAID)
+    used = run.state.used(run.now)
+    assert (run.state.totals.steps, run.state.totals.sampled, used.steps) == (1, 1, 2)
+    assert used.tokens == before.input_tokens + before.output_tokens + 3
+
+
+def test_another_attempt_waits_and_a_success_begins_the_count_anew() -> None:
+    run = sampling()
+    budget = Budget(steps=10, calls=20, model_retries=1)
+    run.says(FAILED)
+    assert run.next(budget) == do.Sample(run.call("1.0"), "a", 1.0)
+    run.says(replace(FAILED, retry_after_s=7.0))
+    assert isinstance(run.next(budget), do.Drop)
+    assert run.next() == do.Sample(run.call("1.0"), "a", 7.0)
+    run.says(SAID, replace(FAILED, key="b"))
+    assert run.next(budget) == do.Sample(run.call("1.0"), "b", 1.0)
+    run.says(replace(FAILED, key="b", transient=False))
+    assert run.next() == do.Drop(run.call("1.0"), "model_failed", "the agent's model gave no answer: Slow.")
+
+
+def test_no_attempt_begins_that_the_runs_time_would_not_outlast() -> None:
+    run = sampling()
+    run.says(replace(FAILED, retry_after_s=60.0))
+    command = run.next(Budget(steps=10, calls=20, wall_s=60.0))
+    assert isinstance(command, do.Drop)
+    assert command.outcome == "budget_wall"
+
+
+def test_of_two_reads_the_one_that_can_run_does_before_the_model_is_asked() -> None:
+    run = Run()
+    run.says(replied("look", "see"), judged("1.0"), judged("1.1"), ASKS_MODEL)
+    assert isinstance(run.next(), do.Execute)
+    run.says(settled("1.1"))
+    assert isinstance(run.next(), do.Sample)
+
+
+def test_what_the_model_says_to_another_question_is_none() -> None:
+    with pytest.raises(ValueError, match="not of what was asked"):
+        sampling().says(replace(SAID, input="q2"))
+
+
+def test_a_later_question_is_answered_anew() -> None:
+    run = sampling(ASKS_BOTH)
+    run.says(SAID, GIVEN, intended("1.0"), replace(ASKS_BOTH, input="q2"))
+    assert isinstance(run.next(), do.Sample)

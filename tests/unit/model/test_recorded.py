@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -171,6 +172,22 @@ def test_a_recording_survives_its_file(tmp_path: Path) -> None:
     write_recording(path, RECORDING)
     assert read_recording(path) == RECORDING
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_what_servers_were_told_is_found_by_what_they_asked(tmp_path: Path) -> None:
+    recording = replace(RECORDING, to_servers={Digest("4" * 64): replace(FULL, calls=()), Digest("5" * 64): FULL})
+    write_recording(tmp_path / "r.jsonl", recording)
+    again = read_recording(tmp_path / "r.jsonl")
+    assert again == recording
+
+    def asks(digest: str) -> Reply | Failure:
+        asked = (UserMessage(text="Capital of France?"),)
+        prompt = Prompt(system="", tools=(), messages=asked, digest=Digest(digest), for_server=True)
+        return asyncio.run(RecordedModel(again).reply(prompt, Settings()))
+
+    assert asks("4" * 64) == replace(FULL, calls=(), provider="recorded:openai")
+    assert "has no reply to a server that asks 'Capital of France?'" in failure_of(asks("6" * 64)).message
+    assert [each.text for each in replayed(again)] == [each.text for each in replayed(RECORDING)]
 
 
 def test_half_a_surrogate_pair_survives_the_file(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lockstep.model.port import (
     UserMessage,
 )
 from lockstep.model.scripted import ScriptedModel, read_script
-from lockstep.values import Digest
+from lockstep.values import Digest, JsonObject
 
 
 def model(tmp_path: Path, *lines: object, name: str = "trip.jsonl") -> ScriptedModel:
@@ -175,6 +175,27 @@ def test_streamed_text_is_the_replys_text(tmp_path: Path) -> None:
     prompt = Prompt(system="", tools=(), messages=(user(),), digest=Digest("0" * 64))
     asyncio.run(model(tmp_path, {"say": "hello"}).reply(prompt, Settings(), on_text=pieces.append))
     assert "".join(pieces) == "hello"
+
+
+def test_a_server_that_asks_is_told_what_fits_and_that_is_no_reply_of_the_run(tmp_path: Path) -> None:
+    paris: JsonObject = {"for_server": "France", "say": "Paris, ${user}", "cost_usd": 0.5}
+    scripted = model(tmp_path, {"say": "one"}, paris, {"for_server": "", "say": "Hm."}, {"say": "two"})
+
+    def asks(words: str) -> Reply:
+        prompt = Prompt(system="", tools=(), messages=(user(words),), digest=Digest("0" * 64), for_server=True)
+        return reply_of(asyncio.run(scripted.reply(prompt, Settings())))
+
+    assert [reply_of(ask(scripted, user(), *[asked("x")] * n)).text for n in (0, 1)] == ["one", "two"]
+    assert (asks("Capital of France?").text, asks("Other?").text) == ("Paris, ${user}", "Hm.")
+    assert asks("Capital of France?").cost_usd == Decimal("0.5")
+
+
+def test_a_server_that_asks_what_no_line_fits_is_told_nothing(tmp_path: Path) -> None:
+    scripted = model(tmp_path, {"say": "one"}, {"for_server": "France", "say": "Paris"})
+    prompt = Prompt(system="", tools=(), messages=(user("Spain?"),), digest=Digest("0" * 64), for_server=True)
+    failure = asyncio.run(scripted.reply(prompt, Settings()))
+    assert isinstance(failure, Failure)
+    assert failure.message == "scripted:trip has no reply for a server that asks 'Spain?'."
 
 
 def test_a_script_that_has_ended_says_so(tmp_path: Path) -> None:

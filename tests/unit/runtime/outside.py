@@ -94,7 +94,7 @@ _PROBE: JsonObject = {
     "settles_after_s": SETTLES_S,
 }
 TOOLS: Sequence[JsonObject] = (
-    _tool("look", Effect.READ, asks=["elicitation"], **_ELSEWHERE),
+    _tool("look", Effect.READ, asks=["elicitation", "sampling"], sampling="model", **_ELSEWHERE),
     _tool("find", Effect.READ, "key"),
     _tool("note", Effect.IDEMPOTENT, "text"),
     _tool(
@@ -115,7 +115,8 @@ TOOLS: Sequence[JsonObject] = (
         "to",
         dedupe_on=["/to"],
         repeats={"released_by": [_freed("refund", "/payment")]},
-        asks=["elicitation"],
+        asks=["elicitation", "sampling"],
+        sampling="model",
         **_ELSEWHERE,
     ),
     _tool("refund", Effect.IDEMPOTENT, "payment"),
@@ -325,7 +326,7 @@ class Host:
             self.life.step()
             return outcome
         self.ran[f"{item.run}/{item.id}#{_round(item)}"] += 1
-        assert item.round is None or item.round.responses == ANSWERS
+        assert item.round is None or item.round.responses in (ANSWERS, {"m": THOUGHT}, {**ANSWERS, "m": THOUGHT})
         clock.now += self._chance.of("takes", 1, 400, 6000)
         self._world.catch_up()
         fates = _READ if item.tool.effect is Effect.READ else _WRITE
@@ -335,10 +336,14 @@ class Host:
             fates = (*fates, "asks", "acts and asks")
         if item.tasks is not None:
             fates = (*fates, "task", "task", *(["late and task"] * ("late" in fates)))
+        if item.tool.samples:
+            fates = (*fates, "asks a model", "asks both", "acts and asks a model")
         if ask is not None and self._chance.of("asks meanwhile", False, False, True):
             assert await ask(read_request(_FORM, item.tool.asks)) == {"request": {"action": "cancel"}}
+        if ask is not None and item.tool.samples and self._chance.of("asks a model meanwhile", False, False, True):
+            assert await ask(read_request(_think(item), item.may_ask)) in ({"request": THOUGHT}, None)
         fate = self._chance.of(f"fate of {item.tool.name} {item.id}", *fates)
-        outcome = _asks(item) if fate == "asks" else await self._meets(item, fate, on_overdue)
+        outcome = _asks(item, fate) if fate.startswith("asks") else await self._meets(item, fate, on_overdue)
         self.life.step()
         return outcome
 
@@ -367,8 +372,8 @@ class Host:
             return Outcome(kind="tool_error", text="there is no such thing")
         if fate in ("done and lost", "late and lost"):
             return _lost()
-        if fate == "acts and asks":
-            return replace(_asks(item), acted=not read)
+        if fate.startswith("acts and asks"):
+            return replace(_asks(item, fate.removeprefix("acts and ")), acted=not read)
         if fate == "unusable":
             return Outcome(kind="result_unusable", text="done, but what it said is lost")
         return Outcome(kind="ok", text=text)
@@ -435,10 +440,26 @@ ANSWERS: JsonObject = {"well": {"action": "accept", "content": {}}}
 """What people say to servers, if they say anything."""
 
 
-def _asks(item: PermittedCall) -> Outcome:
-    """The server asks a person; its state is how often it has."""
-    result = {"inputRequests": {"well": _FORM}, "requestState": str(_round(item) + 1)}
-    return Outcome(kind="input_required", text="well?", asked=read_result(result, item.tool.asks))
+THOUGHT: JsonObject = {
+    "role": "assistant",
+    "content": {"type": "text", "text": "Hm."},
+    "model": "fake-1",
+    "stopReason": "endTurn",
+}
+"""What the model says to servers, if it says anything."""
+
+
+def _think(item: PermittedCall) -> JsonObject:
+    words = {"role": "user", "content": {"type": "text", "text": f"{item.run}/{item.id}#{_round(item)}"}}
+    return {"method": "sampling/createMessage", "params": {"messages": [words], "maxTokens": 10}}
+
+
+def _asks(item: PermittedCall, whom: str) -> Outcome:
+    """The server asks a person, the agent's model or both; its state is how often it has."""
+    requests = {"asks": {"well": _FORM}, "asks a model": {"m": _think(item)}}
+    requests["asks both"] = {**requests["asks"], **requests["asks a model"]}
+    result = {"inputRequests": requests[whom], "requestState": str(_round(item) + 1)}
+    return Outcome(kind="input_required", text="well?", asked=read_result(result, item.may_ask))
 
 
 def _round(item: PermittedCall) -> int:
@@ -460,6 +481,12 @@ class Asking:
 
     async def reply(self, prompt: Prompt, settings: Settings, *, on_text: OnText | None = None) -> Reply | Failure:
         self.life.step()
+        if prompt.for_server:
+            said = self._chance.of("says to a server", "Hm.", "Hm.", "nothing for now", "nothing")
+            if said == "Hm.":
+                return reply(text=said)
+            kind = FailureKind.TIMEOUT if said == "nothing for now" else FailureKind.REFUSED
+            return Failure(kind=kind, message=said)
         count = self._chance.of("calls", 0, 1, 1, 2, 3, "failure")
         if isinstance(count, str):
             return Failure(kind=FailureKind.TIMEOUT, message="slow")

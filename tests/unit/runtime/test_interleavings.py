@@ -49,7 +49,7 @@ from lockstep.kernel.apply import fold, start
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.kernel.transcript import UNSEEDED
 from lockstep.model.port import AssistantMessage, Message, ToolMessage
-from lockstep.runtime import answers, inputs, live
+from lockstep.runtime import answers, inputs, live, sampling
 from lockstep.runtime import driver as driving
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state, verify_run
@@ -204,6 +204,7 @@ class Ledger:
         self._nothing_is_lost()
         self._nothing_is_made_up()
         self._nothing_is_held_back()
+        self._nothing_is_asked_of_the_model_again()
         self._fold()
         for state in self.states.values():
             assert state.status is Status.FINISHED
@@ -253,6 +254,16 @@ class Ledger:
                 if self.calls[done.call].text == done.result:
                     undone = [each for each in self._undone(done) if self.judged_at[each] < self.judged_at[call_id]]
                     assert not undone, f"{call_id} got the receipt of {done}, which {undone} undid"
+
+    def _nothing_is_asked_of_the_model_again(self) -> None:
+        """What it said to a server is on record once, and went into the answer that the server got."""
+        for items in self.recorded.values():
+            events = [item.event for item in items]
+            said = [each for each in events if isinstance(each, ev.ModelSampled) and not each.failure]
+            assert all(times == 1 for times in Counter((each.input, each.key) for each in said).values())
+            for told in (each for each in events if isinstance(each, ev.InputGiven) and each.responses):
+                thought = {each.key for each in said if each.input == told.input}
+                assert thought == {key for key, each in json.loads(told.responses).items() if "role" in each}
 
     def _undone(self, done: Done) -> list[str]:
         """The settled calls that undid it as its entry says."""
@@ -320,7 +331,7 @@ def test_whatever_happens_when_nothing_is_done_twice_lost_or_made_up(data: st.Da
         async def whole() -> None:
             history = History(Path(directory), Drawn(data))
             with contextlib.ExitStack() as patched:
-                for module in (driving, live, answers, inputs):
+                for module in (driving, live, answers, inputs, sampling):
                     patched.enter_context(patch.object(module, "now_ms", history.clock))
                 await history.live()
 
