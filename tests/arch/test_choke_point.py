@@ -12,6 +12,7 @@ from source import files, imports, name_of, tree
 
 OAUTH = {"tools/login.py", "tools/oauth_sdk.py"}
 CONVERSATION, HOST, CLIENT = "tools/conversation.py", "tools/host.py", "tools/client.py"
+TASKS = "tools/tasks.py"
 
 
 def _places(matches: Callable[[ast.AST], bool]) -> set[str]:
@@ -41,6 +42,17 @@ def test_the_words_that_call_a_tool_are_said_in_one_place() -> None:
     says = _places(lambda node: isinstance(node, ast.Constant) and node.value == "tools/call")
     assert {place for place in says if not place.startswith("gateway/")} == {CLIENT, "tools/runner.py"}
     """The runner is the other side: it answers, inside a sandbox. So does the gateway, to its own clients."""
+
+
+def test_the_words_that_are_about_a_task_are_said_in_one_place() -> None:
+    words = {"tasks/get", "tasks/update", "tasks/cancel"}
+    says = _places(lambda node: isinstance(node, ast.Constant) and node.value in words)
+    assert {place for place in says if not place.startswith("gateway/")} == {CLIENT}
+
+
+def test_a_task_is_asked_after_in_a_conversation_and_so_once_a_permit_is_spent() -> None:
+    assert _places(_calls("ask_task")) == {TASKS}
+    assert _places(_calls("Following")) == {CONVERSATION}
 
 
 def test_only_a_conversation_calls_a_tool_and_only_the_host_has_one() -> None:

@@ -158,7 +158,9 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         freed_by=("5" * 64,),
         late=True,
     ),
-    ev.EffectRetried(call="1.0", attempt=1, outcome="timeout", why="slow", delay_ms=500, detail="d", run_ms=1.0),
+    ev.EffectRetried(
+        call="1.0", attempt=1, outcome="timeout", why="slow", delay_ms=500, heard=True, detail="d", run_ms=1.0
+    ),
     ev.InputAsked(
         call="1.0",
         input="q1",
@@ -172,6 +174,7 @@ EVERY_EVENT: tuple[ev.Event, ...] = (
         egress=({"allowed": True},),
     ),
     ev.InputGiven(call="1.0", input="q1", digest=Digest("3" * 64), by="ada", responses="{}", because="no", login="ada"),
+    ev.TaskBegun(call="1.0", task="t-1", elsewhere=True),
     ev.ModelSampled(
         call="1.0",
         input="q1",

@@ -16,10 +16,11 @@ from lockstep.agent.locked import LockedTool, Remote, pin
 from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.spec import LimitsSection, SecretSection
 from lockstep.gate.permit import Permit, PermitMint
+from lockstep.gate.rounds import Round
 from lockstep.sandbox.egress_dial import Resolver
 from lockstep.tools.code import CodeStore
 from lockstep.tools.host import SandboxedTools
-from lockstep.tools.port import Ask, Listener, Outcome, PermittedCall
+from lockstep.tools.port import Ask, Listener, Outcome, PermittedCall, Tasking
 from lockstep.tools.remote_http import RemoteHttp
 from lockstep.tools.remote_servers import RemoteServers
 from lockstep.tools.starting import Guest
@@ -79,9 +80,10 @@ async def done(asked: Asked, say: Say) -> None:
 
 @dataclass(kw_only=True)
 class Peer:
-    """What was asked, and how calls are answered; `resumed` answers a GET."""
+    """What was asked, and how calls are answered; `resumed` answers a GET, `tasked` what is about a task."""
 
     called: Behaviour = done
+    tasked: Behaviour = done
     resumed: Behaviour = done
     offered: Mapping[str, Any] = field(default_factory=lambda: DO)
     heard: list[Asked] = field(default_factory=list)
@@ -109,6 +111,8 @@ class Peer:
                 await self.called(asked, say)
             case "GET":
                 await self.resumed(asked, say)
+            case says if says.startswith("tasks/"):
+                await self.tasked(asked, say)
             case "server/discover":
                 await say(answer(asked, {"supportedVersions": [MODERN], "capabilities": {}}))
             case "tools/list":
@@ -157,6 +161,8 @@ class Caller:
         ask: Ask | None = None,
         arguments: JsonObject | None = None,
         kept_for: str = "",
+        tasks: Tasking | None = None,
+        round: Round | None = None,
         listener: Listener | None = None,
     ) -> Outcome:
         digest = digest_json({"run": run, "tool": tool.name})
@@ -171,6 +177,8 @@ class Caller:
             key="k",
             principal=principal,
             kept_for=kept_for,
+            tasks=tasks,
+            round=round,
             listener=listener,
         )
         return await self.host.call(call, permit, None, ask)
@@ -201,6 +209,7 @@ def remote_tool(
     headers: Mapping[str, str] | None = None,
     secrets: tuple[SecretSection, ...] = (),
     asks: tuple[str, ...] = (),
+    task_s: float = 0.0,
 ) -> LockedTool:
     """The tool of a peer, as a lock has it."""
     url = f"{scheme}://{host}:{port}/mcp"
@@ -223,5 +232,6 @@ def remote_tool(
         secrets=secrets,
         protocol=protocol,
         asks=asks,
+        task_s=task_s,
         remote=Remote(url=url, headers=headers or {}, oauth=None),
     )

@@ -86,6 +86,7 @@ def _tool(name: str, value: Mapping[str, Any]) -> LockedTool:
         files={name: WorkingFiles.model_validate(files) for name, files in value.get("files", {}).items()},
         protocol=value.get("protocol", ""),
         asks=tuple(value.get("asks", ())),
+        task_s=value.get("task_s", 0.0),
         samples=value.get("sampling") == "model",
         errors_not_done=value.get("errors") == "not_done",
         remote=_remote(value),

@@ -87,6 +87,8 @@ class LockedTool:
     """Of an MCP server: the revision that was settled on with it when it was locked."""
     asks: tuple[str, ...] = ()
     """What its server may ask for while it is called: of `elicitation`, `sampling` and `roots`."""
+    task_s: float = 0.0
+    """Of an MCP server: how long a task may take that it makes of a call; 0 where it may make none."""
     samples: bool = False
     """Whether the agent's own model answers what its server asks of one."""
     errors_not_done: bool = False

@@ -113,6 +113,8 @@ class McpServer(_Section):
     sampling: Literal["model", "client", "decline"] = "decline"
     """Who answers what it asks of a model: the agent's own model, or a client of the gateway that offers to."""
     roots: Literal["client", "decline"] = "decline"
+    task_s: Annotated[float, Strict()] | None = Field(default=None, gt=0, le=604800)
+    """How long a task may take that the server makes of a call; absent, it is not told that it may make one."""
 
     @property
     def asks(self) -> tuple[str, ...]:

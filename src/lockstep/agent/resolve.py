@@ -236,6 +236,8 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
         settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
     if server.asks:
         settings["asks"] = list(server.asks)
+    if server.task_s is not None:
+        settings["task_s"] = server.task_s
     if server.sampling == "model":
         settings["sampling"] = server.sampling
     if server.files:

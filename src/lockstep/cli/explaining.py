@@ -104,6 +104,7 @@ def _parts(account: Why, action: Action) -> Iterator[tuple[str, list[str]]]:
         ("effect", _effect(action)),
         ("retries", _retries(action)),
         ("input", _inputs(action)),
+        ("task", f"it went on as {one_line(action.task, _SHOWN_CHARS)}" if action.task else ""),
         ("doubt", _doubt(action)),
         ("receipt", _receipt(action)),
         ("sandbox", _sandbox(action)),

@@ -81,6 +81,8 @@ class Live:
             case ev.EffectProbed():
                 said = f"{plain(event.outcome)} {one_line(event.text, _LIVE_CHARS)}"
                 self._line("tool", f"{_name(state.call(event.call))} {plain(event.tool or 'its probe')}: {said}")
+            case ev.TaskBegun():
+                self._line("tool", f"{_name(state.call(event.call))} goes on as a task of its server")
             case ev.InputAsked():
                 self._line(
                     "asks", f"[yellow]{event.input}[/] the server of {_name(state.call(event.call))} asks for input"

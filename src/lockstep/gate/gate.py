@@ -156,14 +156,16 @@ class Gate:
     def release(self, state: State, call: CallState, now_ms: int) -> Release:
         """Let go of a call that was allowed or approved; its permit is for exactly what was judged, and for once.
 
-        A call that goes on with what its server asked for has another permit, for that round of it.
+        A call that goes on with what its server asked for has another permit, for that round of it, and so has one that
+        goes on as a task, for asking after that.
 
         Raises:
             PermitError: it was not let through, or what would run is not what was judged; nothing ran.
             AgentStopped: somebody stopped the agent.
             StoreError: whether it is stopped cannot be read.
         """
-        if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED, Phase.ANSWERED):
+        asks = call.phase is Phase.DOUBTED and call.task_due
+        if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED, Phase.ANSWERED) and not asks:
             raise PermitError(f"Call {call.id} of run {state.run} was not allowed: it is {call.phase.value}.")
         require_bound(state, call, Terms.of(self.agent))
         tool = self.agent.tools[call.name]

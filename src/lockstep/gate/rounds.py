@@ -1,4 +1,4 @@
-"""A call that goes on after its server asked for input: the same effect, with more said, and a permit for each round.
+"""A call that goes on after its server asked for input, or as a task: the same effect, with a permit for each round.
 
 Pure. The digest of a round is over the call's own and everything that is added to it, so a permit for one round is
 good for no other, nor for other answers.
@@ -15,25 +15,31 @@ from lockstep.values import Digest, JsonObject, digest_json, sha256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """What goes on: the answers by key, and the server's own state, as it came; None where it gave none."""
+    """What goes on: the answers by key, and the server's own state, as it came; None where it gave none.
+
+    Where the call has become a `task`, that is asked after, and the call is never made again.
+    """
 
     number: int
     """From 1: how often its server has asked."""
     responses: JsonObject
     state: str | None
+    task: str = ""
 
 
 def round_of(call: CallState) -> Round | None:
     """What this call goes on with; None in its first round."""
-    if not call.rounds:
+    if not call.rounds and not call.task:
         return None
-    return Round(number=call.rounds, responses=json.loads(call.answers), state=json.loads(call.asked).get("state"))
+    responses = json.loads(call.answers) if call.answers else {}
+    state = None if call.task else json.loads(call.asked).get("state")
+    return Round(number=call.rounds, responses=responses, state=state, task=call.task)
 
 
 def round_digest(call: CallState, digest: Digest) -> Digest:
     """The identity of the next round of a call with this digest: its own, in the first."""
-    if not call.rounds:
+    if not call.rounds and not call.task:
         return digest
-    return digest_json(
-        {"answers": sha256(call.answers.encode()), "asked": call.asked_digest, "call": digest, "round": call.rounds}
-    )
+    task = {"task": call.task} if call.task else {}
+    said = {"answers": sha256(call.answers.encode()), "asked": call.asked_digest, "round": call.rounds}
+    return digest_json({"call": digest, **said, **task})

@@ -17,6 +17,7 @@ from mcp import MCPError, types
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from pydantic import ValidationError
 
 from lockstep.agent.context import READ
 from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
@@ -24,9 +25,10 @@ from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said, cli
 from lockstep.gateway.context import ContextFace, Settled, is_context
 from lockstep.gateway.notices import Notices
 from lockstep.gateway.principals import Principal
+from lockstep.gateway.tasks import Faces, Handing, TaskFace, approving
 from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
-from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.kernel.state import CallState, State
 from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
@@ -89,7 +91,7 @@ def build_server(served: Served) -> Server[Any]:
         instructions=served.description or None,
         cache_hints=_CACHED,
         on_list_tools=face.list_tools,
-        on_call_tool=face.call_tool,
+        on_call_tool=cast(Any, face.call_tool),  # a task is a result of an extension, which the SDK's types do not know
         on_list_resources=context.list_resources if context.resources else None,
         on_list_resource_templates=context.list_templates if context.resources else None,
         on_read_resource=context.read_resource if context.resources else None,
@@ -98,6 +100,7 @@ def build_server(served: Served) -> Server[Any]:
         on_completion=context.complete if context.completion else None,
     )
     face.tell_of(server)
+    face.tasks.offer(server)
     security = RequestStateSecurity.ephemeral(audience=f"lockstep:{served.desk.agent.name}")
     server.middleware.append(RequestStateBoundary(security, default_audience=None))
     return server
@@ -134,6 +137,16 @@ class _Face:
             who=lambda ctx: served.who(ctx).name,
         )
         self.notices = Notices(self._may_read, self.context.owned)
+        self.tasks = TaskFace(
+            faces=Faces(
+                desk=self._desk,
+                journal=served.journal,
+                who=served.who,
+                told=lambda ctx, state, asks: self._told(ctx, state, asks=asks),
+                question=_question_for,
+                approve=self._approve,
+            )
+        )
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         offered = self.offered_to(self._served.who(ctx).name)
@@ -148,7 +161,7 @@ class _Face:
 
     async def call_tool(
         self, ctx: Context, params: types.CallToolRequestParams
-    ) -> types.CallToolResult | types.InputRequiredResult:
+    ) -> types.CallToolResult | types.InputRequiredResult | dict[str, Any]:
         principal = self._served.who(ctx)
         asks = bool(self._asking) and params.name == self._asking
         if asks and not _is_question(params.arguments):
@@ -163,12 +176,17 @@ class _Face:
             return await self._desk.call(caller, params.name, params.arguments, client, follower)
 
         try:
-            state, asking = await self._made(ctx, principal, params, begin)
+            made = await self._made_in_time(ctx, principal, params, begin, asks=asks)
+            if isinstance(made, dict):
+                return made
+            state, asking = made
             if not asks and params.name not in self.offered_to(principal.name):  # refused, recorded, and not described
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
             settled = await self._settled(ctx, principal, params, state, elicits=asking)
             if isinstance(settled, types.InputRequiredResult):
                 return settled
+            if settled.suspended_for in ("approval", "input") and self.tasks.taken_by(ctx):
+                return self.tasks.made(settled, asks=asks)
             return await self._told(ctx, settled, asks=asks)
         except (AgentStopped, RunError) as error:
             return failed(error.message)
@@ -187,12 +205,24 @@ class _Face:
             return state  # of a request that cannot be retried with an answer nothing is asked
         return await self._settled(ctx, principal, params, state, elicits=asking)
 
-    async def _made(self, ctx: Context, principal: Principal, params: Any, begin: Begin) -> tuple[State, bool]:
+    async def _made_in_time(
+        self, ctx: Context, principal: Principal, params: types.CallToolRequestParams, begin: Begin, *, asks: bool
+    ) -> tuple[State, bool] | dict[str, Any]:
+        """As `_made`; the task that it is from now on, where it takes long and the client takes that for an answer."""
+        if not self.tasks.taken_by(ctx):
+            return await self._made(ctx, principal, params, begin)
+        handing = Handing()
+        return await self.tasks.within(self._made(ctx, principal, params, begin, handing), handing, asks=asks)
+
+    async def _made(
+        self, ctx: Context, principal: Principal, params: Any, begin: Begin, handing: Handing | None = None
+    ) -> tuple[State, bool]:
         """The run of this request, begun by it or gone on with the answer that it brings; and whether its client may
         be asked about an approval, which it has not just closed."""
         caller, client = self._caller(ctx, principal), Client(ctx, principal, self._desk.agent)
         retried = isinstance(params, types.InputResponseRequestParams)
-        async with self.notices.told(ctx, _connection(ctx, principal), principal.name) as follower:
+        async with self.notices.told(ctx, _connection(ctx, principal), principal.name) as told:
+            follower = handing.follow(told) if handing is not None else told
             answered = await self._answered(params, caller, client, follower) if retried else None
             state = answered or await begin(caller, client, follower)
         return state, answered is not None or not retried or params.input_responses is None
@@ -241,7 +271,7 @@ class _Face:
         """The run; while it waits for an approval that the client may put to its user, that question first."""
         elicits = elicits and principal.approvals == "client" and _can_elicit(ctx)
         answered = ""
-        while elicits and (call := _waiting(state)) is not None and call.approval != answered:
+        while elicits and (call := approving(state)) is not None and call.approval != answered:
             if ctx.protocol_version >= MODERN:
                 return _input_required(state, call, principal)
             said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
@@ -294,9 +324,22 @@ class _Face:
         return await self._desk.go_on(state.run, by=caller.principal, fetched=True, attendant=client, follower=follower)
 
     async def _answer(self, approval: str, *, given: bool, by: str, client: str) -> State:
-        said = Answer(given=given, by=by, login=f"asked by {client}")
-        state = await answer_approval(self._served.journal, approval, said, self._served.terms_now)
+        state = await self._record(approval, given=given, by=by, client=client)
         return await self._desk.go_on(state.run, by=by, fetched=True)
+
+    async def _record(self, approval: str, *, given: bool, by: str, client: str) -> State:
+        said = Answer(given=given, by=by, login=f"asked by {client}")
+        return await answer_approval(self._served.journal, approval, said, self._served.terms_now)
+
+    async def _approve(self, call: CallState, said: Any, principal: Principal, client: str) -> bool:
+        """Record what a client's user says of a call that waits for them; whether they decided anything."""
+        try:
+            given = _given(types.ElicitResult.model_validate(said))
+        except ValidationError as problem:
+            raise MCPError(types.INVALID_PARAMS, "The answer is none to a form.") from problem
+        if given is not None:
+            await self._record(call.approval, given=given, by=principal.name, client=client)
+        return given is not None
 
     def _caller(self, ctx: Context, principal: Principal) -> Caller:
         return Caller(principal=principal.name, client=client_name(ctx), session=self._served.session or _session(ctx))
@@ -364,12 +407,6 @@ def _is_question(arguments: Mapping[str, Any] | None) -> bool:
     return isinstance(message, str) and bool(message.strip()) and len(arguments or {}) == 1
 
 
-def _waiting(state: State) -> CallState | None:
-    if state.status is not Status.SUSPENDED or state.suspended_for != "approval":
-        return None
-    return next((call for call in state.calls if call.phase is Phase.WAITING), None)
-
-
 def _can_elicit(ctx: Context) -> bool:
     capabilities = ctx.session.client_capabilities
     elicitation = capabilities.elicitation if capabilities else None
@@ -379,10 +416,19 @@ def _can_elicit(ctx: Context) -> bool:
     return not url_only and (ctx.protocol_version >= MODERN or ctx.session.can_send_request)
 
 
-def _input_required(state: State, call: CallState, principal: Principal) -> types.InputRequiredResult:
+def _question_for(ctx: Context, call: CallState, principal: Principal) -> types.ElicitRequest | None:
+    """What this client's user is asked about a call; None where the client is not to be asked."""
+    return _question(call, principal) if principal.approvals == "client" and _can_elicit(ctx) else None
+
+
+def _question(call: CallState, principal: Principal) -> types.ElicitRequest:
     asked = types.ElicitRequestFormParams(message=question_of(call, principal.name), requested_schema=_SCHEMA)
+    return types.ElicitRequest(params=asked)
+
+
+def _input_required(state: State, call: CallState, principal: Principal) -> types.InputRequiredResult:
     return types.InputRequiredResult(
-        input_requests={APPROVAL: types.ElicitRequest(params=asked)},
+        input_requests={APPROVAL: _question(call, principal)},
         request_state=json.dumps({"approval": call.approval, "run": state.run}),
     )
 

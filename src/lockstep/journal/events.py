@@ -262,6 +262,8 @@ class EffectRetried:
     delay_ms: int
     unknown: bool = False
     """It may have been carried out all the same."""
+    heard: bool = False
+    """Of a task that is asked after: its server had answered for it in this attempt, before it did not."""
     detail: str = ""
     tier: str = ""
     run_ms: float = 0.0
@@ -344,6 +346,18 @@ class ModelSampled:
     message: str = ""
     transient: bool = False
     retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskBegun:
+    """The server of a call that was let go answers with a task, by which it is asked after. Durable before it is."""
+
+    TYPE: ClassVar[str] = "task.begun"
+
+    call: str
+    task: str
+    elsewhere: bool = False
+    """It goes on when this process ends, and so it can be asked after by another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -459,6 +473,7 @@ Event = (
     | EffectRetried
     | InputAsked
     | InputGiven
+    | TaskBegun
     | ModelSampled
     | EffectDoubted
     | EffectProbed

@@ -232,8 +232,14 @@ def _effect_settled(state: State, event: ev.EffectSettled, at_ms: int) -> _Chang
 
 
 def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Changes:
-    unsure = state.call(event.call).unsure or event.unknown
+    call = state.call(event.call)
+    # Asking after a task once more is no attempt that could have been carried out.
+    unsure = call.unsure or (event.unknown and not call.kept_task)
     again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
+    if call.kept_task:
+        again |= {"task_due": True, "task_unheard": 0 if event.heard else call.task_unheard + 1}
+    else:
+        again["task"] = ""
     return _with_call(state, event.call, again)
 
 
@@ -278,11 +284,23 @@ def _model_sampled(state: State, event: ev.ModelSampled, at_ms: int) -> _Changes
     return changes if event.failure else {**changes, "crashes": 0, "totals": state.totals.plus(event, sampled=1)}
 
 
+def _task_begun(state: State, event: ev.TaskBegun, at_ms: int) -> _Changes:
+    call = state.call(event.call)
+    if call.phase not in (Phase.ALLOWED, Phase.APPROVED, Phase.INTENDED, Phase.ANSWERED, Phase.DOUBTED):
+        raise ValueError(f"{event.TYPE} is of a call that is not under way")
+    begun: _Changes = {"task": event.task, "task_elsewhere": event.elsewhere, "task_begun_ms": state.active_ms(at_ms)}
+    begun |= {"asked": "", "answers": "", "attempts": 0, "retry_at_ms": 0, "task_unheard": 0}
+    if call.phase is Phase.ANSWERED:  # a read, which goes on by itself now; an effect is intended, or in doubt
+        begun["phase"] = Phase.ALLOWED
+    return {"crashes": 0, **_with_call(state, event.call, begun)}
+
+
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
     call = {
         "phase": Phase.DOUBTED,
         "why_doubted": event.why,
         "doubted_at_ms": at_ms,
+        "task_due": False,
         "tier": event.tier,
         "degraded": event.degraded,
         "duration_ms": event.run_ms,
@@ -318,14 +336,8 @@ def _run_suspended(state: State, event: ev.RunSuspended, at_ms: int) -> _Changes
 
 
 def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
-    # Whoever resumes ends what a crash left running, and asks anew after what is in doubt.
-    anew: _Changes = {"probes": 0, "probe_at_ms": at_ms}
-    if event.after_crash:
-        anew["doubted_at_ms"] = at_ms
-    # A call that had been let go and is run again may have been carried out.
-    changes: dict[Phase, _Changes] = {Phase.DOUBTED: anew, Phase.INTENDED: {"unsure": True}}
     return {
-        "calls": tuple(call.changed(**changes.get(call.phase, {})) for call in state.calls),
+        "calls": tuple(call.changed(**_resumed(state, call, event, at_ms)) for call in state.calls),
         "status": Status.RUNNING,
         "suspended_for": "",
         "message": "",
@@ -333,6 +345,21 @@ def _run_resumed(state: State, event: ev.RunResumed, at_ms: int) -> _Changes:
         "crashes": state.crashes + event.after_crash,
         "waited_ms": state.waited_ms + at_ms - state.last_at_ms,
     }
+
+
+def _resumed(state: State, call: CallState, event: ev.RunResumed, at_ms: int) -> _Changes:
+    """What of a call changes: whoever resumes ends what a crash left running, and asks anew after what is in doubt."""
+    changes: _Changes = {}
+    if not call.task_elsewhere and (event.after_crash or state.suspended_for != "input"):
+        changes["task"] = ""  # it went with its sandbox, which only a run that waits for an answer keeps
+    if call.phase is Phase.DOUBTED:
+        changes |= {"probes": 0, "probe_at_ms": at_ms, "task_due": call.kept_task}
+        changes |= {"task_unheard": 0, "attempts": 0, "retry_at_ms": 0}
+        if event.after_crash:
+            changes["doubted_at_ms"] = at_ms
+    elif call.phase is Phase.INTENDED and not call.kept_task:
+        changes["unsure"] = True  # it had been let go, and where it is run again it may have been carried out
+    return changes
 
 
 def _run_finished(state: State, event: ev.RunFinished, at_ms: int) -> _Changes:
@@ -453,6 +480,7 @@ _APPLY: dict[str, Callable[[State, Any, int], _Changes]] = {
     ev.EffectRetried.TYPE: _effect_retried,
     ev.InputAsked.TYPE: _input_asked,
     ev.InputGiven.TYPE: _input_given,
+    ev.TaskBegun.TYPE: _task_begun,
     ev.ModelSampled.TYPE: _model_sampled,
     ev.EffectDoubted.TYPE: _effect_doubted,
     ev.EffectProbed.TYPE: _effect_probed,

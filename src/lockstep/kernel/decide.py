@@ -22,6 +22,8 @@ PROBE_S = (1.0, 2.0, 4.0)
 """Between questions that brought no answer; after the last, a person is asked."""
 CRASH_LIMIT = 5
 """Crashes in a row without progress after which a run is stopped: it may be what kills the process."""
+TASK_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
+"""Before a task is asked after again; after so many times in a row without a word of it, the call is in doubt."""
 MAX_ROUNDS = 8
 """How often the server of one call may ask for input."""
 
@@ -174,7 +176,7 @@ def _moves(call: CallState, now_ms: int, tools: Mapping[str, LockedTool]) -> boo
         return now_ms >= call.approval_expires_ms
     if call.phase is Phase.NEEDS_INPUT:
         return now_ms >= call.input_expires_ms or unsampled(call) is not None or sampled_whole(call)
-    return _has_probe(call, tools)
+    return call.kept_task or _has_probe(call, tools)
 
 
 def _has_probe(call: CallState, tools: Mapping[str, LockedTool]) -> bool:
@@ -197,7 +199,8 @@ def _on_calls(state: State, budget: Budget, now_ms: int, tools: Mapping[str, Loc
             return lapsed
     ready = tuple(call for call in batch if _may_run(call))
     if ready:
-        if (ended := over_wall(state, budget, now_ms)) is not None:
+        # What became of a task is asked once more even when there is no time left: that takes none to speak of.
+        if not first.kept_task and (ended := over_wall(state, budget, now_ms)) is not None:
             return Drop(first, "not_continued", ended.message) if _is_between(first) else ended
         return _execute(ready, now_ms)
     if (sampling := _sampling(state, batch, budget, now_ms)) is not None:
@@ -240,11 +243,6 @@ def _execute(ready: tuple[CallState, ...], now_ms: int) -> Execute:
     return Execute((soonest,), delay_s=(soonest.retry_at_ms - now_ms) / 1000)
 
 
-def retry_delay_s(attempt: int) -> float:
-    """How long to wait after this failed attempt (from 1)."""
-    return RETRY_S[min(attempt, len(RETRY_S)) - 1]
-
-
 def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:
     """The first open call, with the open reads that follow it when it is a read itself.
 
@@ -264,8 +262,10 @@ def _batch(calls: tuple[CallState, ...]) -> tuple[CallState, ...]:
 
 
 def _may_run(call: CallState) -> bool:
+    if call.phase is Phase.DOUBTED:
+        return call.task_due
     if call.phase is Phase.INTENDED:
-        return call.effect in (Effect.IDEMPOTENT, Effect.KEYED)
+        return call.effect in (Effect.IDEMPOTENT, Effect.KEYED) or call.kept_task
     return call.phase in (Phase.ALLOWED, Phase.APPROVED, Phase.ANSWERED)
 
 
@@ -299,8 +299,9 @@ def _without_input(state: State, call: CallState, now_ms: int) -> Drop | None:
 def _wait(state: State, call: CallState, now_ms: int) -> Command:
     if call.phase is Phase.DOUBTED:
         why = call.why_doubted.rstrip(".")
+        asks = f" `lockstep resume {state.run}` asks its server once more what became of the task." * call.kept_task
         message = (
-            f"{call.name} is in doubt: {why}. Find out whether it happened, then"
+            f"{call.name} is in doubt: {why}.{asks} Find out whether it happened, then"
             f" `lockstep resume {state.run} --happened` or `lockstep resume {state.run} --did-not-happen`."
         )
         return Suspend("in_doubt", call, message)

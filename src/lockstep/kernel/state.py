@@ -114,6 +114,16 @@ class CallState(Changing):
     live: str = ""
     """A question that its server holds it open for, and since when."""
     live_at_ms: int = 0
+    task: str = ""
+    """What its server calls the task that it goes on as; empty where it does not, or that went with its sandbox."""
+    task_elsewhere: bool = False
+    """The task is where no end of ours ends it."""
+    task_begun_ms: int = 0
+    """How long the run had been active when it began."""
+    task_unheard: int = 0
+    """Attempts in a row to ask after it in which nothing was heard."""
+    task_due: bool = False
+    """In doubt, and its server is to be asked what became of the task."""
     why_doubted: str = ""
     doubted_at_ms: int = 0
     """Since when nothing of the call runs any more, as far as is known."""
@@ -125,6 +135,11 @@ class CallState(Changing):
     @property
     def open(self) -> bool:
         return self.phase is not Phase.DONE
+
+    @property
+    def kept_task(self) -> bool:
+        """Whether it goes on as a task that may be asked after at any time: that repeats nothing."""
+        return bool(self.task) and self.task_elsewhere
 
     @property
     def approved_by(self) -> str:

@@ -123,6 +123,20 @@ class Desk:
         asks the same again."""
         return await self._followed(follower, lambda one: self._go_on(run, by, fetched, attendant, one))
 
+    async def cancel(self, run: RunId, *, by: str) -> State:
+        """End a run of this agent that waits. What was let go stays in doubt; who asks the same again begins anew.
+
+        Raises:
+            RunError: it has finished.
+        """
+        state = await read_state(self._journal, run)
+        session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
+        async with session.effects:
+            state = await cancel(self._journal, run, by=by)
+            key = next((key for key, waits in session.pending.items() if waits == run), "")
+            self._keep(session, key, state, receipts=True)
+            return state
+
     async def first_of(self, call: CallState) -> CallState | None:
         """The call whose result answers this one, where it was made before; None for any other."""
         run, _, which = call.duplicate_of.partition("/")
@@ -139,14 +153,19 @@ class Desk:
         return self._driver.offered(principal)
 
     async def recover(self) -> None:
-        """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends."""
+        """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends.
+
+        Tasks that went on meanwhile are asked after beside what is served, and hold up only their own session.
+        """
         for row in await self._journal.runs():
             if row.last in ENDED or row.agent != self.agent.name:
                 continue
             state = await read_row(self._journal, row)
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
-            if any(call.phase in _LET_GO for call in state.calls):
+            if any(call.phase in _LET_GO and call.kept_task for call in state.calls):
+                self._beside(self._go_on(row.run, "the gateway", False, None, Follower()))
+            elif any(call.phase in _LET_GO for call in state.calls):
                 await self._driver.resume(row.run, by="the gateway")
             else:
                 await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
@@ -171,10 +190,13 @@ class Desk:
 
     async def _to_the_end(self, work: Coroutine[Any, Any, State]) -> State:
         """Await work that goes on when whoever awaits it is cancelled."""
+        return await asyncio.shield(self._beside(work))
+
+    def _beside(self, work: Coroutine[Any, Any, State]) -> asyncio.Task[State]:
         task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._over)
-        return await asyncio.shield(task)
+        return task
 
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
@@ -252,8 +274,10 @@ class Desk:
                 self._sessions.move_to_end((caller.principal, caller.session))
                 return known
             name = caller.session or await self._own_session(caller.principal)
-            session = await self._open(name, caller)
-            self._sessions[(caller.principal, caller.session)] = session
+            # One session whether it is named or the principal's own: what it must remember is remembered once.
+            session = self._sessions.get((caller.principal, name)) or await self._open(name, caller)
+            for key in {name, caller.session}:
+                self._sessions[(caller.principal, key)] = session
             while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
                 self._sessions.popitem(last=False)
             return session

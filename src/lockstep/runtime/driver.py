@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from lockstep.agent.locked import LockedAgent
-from lockstep.errors import AgentStopped, JournalCorrupt, PermitError, RunError
+from lockstep.errors import AgentStopped, JournalCorrupt, PermitError, RunError, StoreError
 from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
 from lockstep.gate.standing import covers
@@ -50,6 +50,7 @@ from lockstep.runtime.reading import History, read_history, read_run
 from lockstep.runtime.sampling import Sampler, within
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
+from lockstep.runtime.tasks import asked_again, tasking
 from lockstep.tools.port import Outcome, PermittedCall, ToolHost
 from lockstep.values import Effect, RunId, new_run_id, now_ms
 
@@ -234,6 +235,7 @@ class Driver:
 
     async def _drive(self, live: Live) -> State:
         self._keeping.goes_on(live.state.run)
+        live.follower.began(live.state.run)
         try:
             async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
                 while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
@@ -340,7 +342,7 @@ class Driver:
     async def _execute(self, live: Live, calls: tuple[CallState, ...]) -> None:
         work = [(call, *self._released(live, call)) for call in calls]
         for call, item, permit in work:
-            if call.effect is not Effect.READ:
+            if call.effect is not Effect.READ and not _asks_after(call):
                 live.record(ev.EffectIntended(call=call.id, permit=permit.id, digest=item.digest, key=item.key))
         await live.flush()
         if len(work) == 1:
@@ -386,7 +388,18 @@ class Driver:
     def _released(self, live: Live, call: CallState) -> tuple[PermittedCall, Permit]:
         item, permit = self._permitted(live.state, call.id, self._gate.release(live.state, call, now_ms()))
         offers = live.attendant.offers if live.attendant else item.offers
-        return replace(item, offers=offers, listener=live.follower.listener), permit
+        tasks = None
+        if item.tool.task_s or call.task:  # what is a task already is never called again, whatever its entry says now
+            tasks = tasking(live, call, item.tool, now_ms(), lambda: self._unwanted(live))
+        return replace(item, offers=offers, listener=live.follower.listener, tasks=tasks), permit
+
+    def _unwanted(self, live: Live) -> bool:
+        """Whether somebody said that what is under way is to end; a process that merely ends says no such thing."""
+        try:
+            require_running(self._journal, self.agent.name)
+        except (AgentStopped, StoreError):
+            return True
+        return live.follower.breaking.broken
 
     def _permitted(self, state: State, call_id: str, release: Release) -> tuple[PermittedCall, Permit]:
         item = PermittedCall(
@@ -406,19 +419,24 @@ class Driver:
     def _settle(self, live: Live, call: CallState, item: PermittedCall, outcome: Outcome) -> None:
         """Record an outcome: made again where that does no harm and may help; in doubt where it must not be; and where
         its server asks for input, that."""
+        now = live.state.call(item.id)
         if outcome.asked is not None:
             expires_s, samples = self.agent.approval_expires_s, item.tool.samples
-            for event in round_asked(live.state.call(item.id), outcome, expires_s, samples=samples):
+            for event in round_asked(now, outcome, expires_s, samples=samples):
                 live.record(event)
             return
-        may_help = outcome.transient or (outcome.unknown and item.tool.effect is Effect.KEYED)
-        again = may_help and call.attempts < item.tool.retries
-        if again and not do.over_wall(live.state, self.agent.budget, now_ms()):
-            live.record(retried(call, outcome))
+        if now.kept_task:
+            again = asked_again(now, outcome)
+        else:
+            may_help = outcome.transient or (outcome.unknown and item.tool.effect is Effect.KEYED)
+            again = may_help and call.attempts < item.tool.retries
+            again = again and not do.over_wall(live.state, self.agent.budget, now_ms())
+        if again:
+            live.record(retried(now, outcome))
         elif _in_doubt(call, outcome) and item.tool.effect in (Effect.ONCE, Effect.KEYED):
             live.record(doubted(item.id, outcome))
         else:
-            late = live.state.call(item.id).phase is Phase.DOUBTED
+            late = now.phase is Phase.DOUBTED
             freed_by = self._gate.freed_by(call, outcome.text) if outcome.kind == "ok" else ()
             reply = outcome.reply if live.state.client else ""
             live.record(settled(item, outcome, late=late, freed_by=freed_by, reply=reply))
@@ -435,6 +453,11 @@ class Driver:
         await live.flush()
         outcome = await self._tools.call(item, permit)
         live.record(answer_of_probe(self._gate, call, item.tool.name, outcome, now_ms()))
+
+
+def _asks_after(call: CallState) -> bool:
+    """Whether what is let go only asks what became of a task: nothing new is intended."""
+    return call.kept_task and call.phase in (Phase.INTENDED, Phase.DOUBTED)
 
 
 def _in_doubt(call: CallState, outcome: Outcome) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from lockstep.agent.locked import LockedTool
 from lockstep.kernel.state import Phase, State
 from lockstep.tools.port import Listener
+from lockstep.values import RunId
 
 
 class BrokenOff(Exception):
@@ -61,10 +62,11 @@ class Breaking:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Follower:
-    """A client that asked for a call: what it hears, and its way to break the call off."""
+    """A client that asked for a call: what it hears, and its way to break the call off. `began` is told its run."""
 
     listener: Listener | None = None
     breaking: Breaking = field(default_factory=Breaking)
+    began: Callable[[RunId], None] = lambda run: None
     insists: Callable[[], bool] = bool
     """Once the client no longer waits: whether it said that the call is to be cancelled, or is merely gone."""
 

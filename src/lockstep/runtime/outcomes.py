@@ -130,13 +130,15 @@ def finished(state: State, command: do.Finish) -> ev.RunFinished:
 
 def retried(call: CallState, outcome: Outcome) -> ev.EffectRetried:
     attempt = call.attempts + 1
+    delays_s = do.TASK_RETRY_S if call.kept_task else do.RETRY_S
     return ev.EffectRetried(
         call=call.id,
         attempt=attempt,
         outcome=outcome.kind,
         why=outcome.text,
-        delay_ms=int(do.retry_delay_s(attempt) * 1000),
+        delay_ms=int(delays_s[min(attempt, len(delays_s)) - 1] * 1000),
         unknown=outcome.unknown,
+        heard=outcome.heard,
         detail=outcome.detail,
         tier=outcome.tier.value,
         run_ms=outcome.run_ms,
@@ -231,7 +233,9 @@ def answer_of_probe(gate: Gate, call: CallState, asked: str, outcome: Outcome, n
         text = f"{call.name} did happen: {asked} found it. It says: {outcome.text}"
         freed_by = gate.freed_by(call, outcome.text)
         return ev.EffectReconciled(call=call.id, happened=True, by=asked, text=text, freed_by=freed_by)
-    settles_at_ms = None if probe.settles_after_s is None else call.doubted_at_ms + int(probe.settles_after_s * 1000)
+    settles_at_ms = None
+    if probe.settles_after_s is not None and not call.kept_task:  # which may still be carried out, whenever that is
+        settles_at_ms = call.doubted_at_ms + int(probe.settles_after_s * 1000)
     if said == "not_found" and settles_at_ms is not None and now_ms >= settles_at_ms:
         text = f"{call.name} did not happen: {asked} did not find it. It may be called again."
         return ev.EffectReconciled(call=call.id, happened=False, by=asked, text=text)

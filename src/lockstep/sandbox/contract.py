@@ -162,6 +162,9 @@ class Process(Protocol):
     def go_on(self) -> None:
         """Let the wall clock run on from where it stood."""
 
+    def renew(self) -> None:
+        """Begin the wall clock and the output budget anew, for a further request of the same call."""
+
     @property
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""

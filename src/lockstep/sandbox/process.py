@@ -112,6 +112,9 @@ class SandboxProcess:
     def go_on(self) -> None:
         self.framed.continue_clock()
 
+    def renew(self) -> None:
+        self.framed.start_clock()
+
     @property
     def alive(self) -> bool:
         return not self.framed.ended.done()

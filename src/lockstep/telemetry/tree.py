@@ -145,6 +145,8 @@ class _Builder:
         match event:
             case ev.RunStarted():
                 self._root.name = event.agent
+            case ev.TaskBegun():
+                self._calls[event.call].notes.append(f"goes on as the task {event.task}")
             case ev.RunSuspended():
                 self._suspended_at = at
             case ev.RunResumed():
@@ -219,7 +221,7 @@ class _Builder:
         call.outcome, call.duration_ms = outcome, at - call.start_ms
 
     def _settled(self, event: ev.EffectSettled, at: int) -> None:
-        if event.late:
+        if event.call in self._open:  # it was in doubt
             self._answered(event.call, "settled by its late result", at)
         call = self._calls[event.call]
         call.outcome = event.outcome

@@ -192,6 +192,8 @@ class Action:
     retries: list[Retry] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
     """What its server asked for before it went on."""
+    task: str | None = None
+    """What its server calls the task that it went on as."""
     receipt: Receipt | None = None
     doubt: Doubt | None = None
     sandbox: Sandbox | None = None
@@ -349,6 +351,12 @@ class _Reading:
                 _settled(action, event, item)
             case ev.EffectDoubted():
                 _doubted(action, event, item)
+            case _:
+                self._between(action, event, item)
+
+    def _between(self, action: Action, event: ev.Event, item: Recorded) -> None:
+        """What happened to a call that was let go, other than its outcome."""
+        match event:
             case ev.EffectRetried():
                 retry = Retry(
                     attempt=event.attempt,
@@ -361,6 +369,8 @@ class _Reading:
                 action.retries.append(retry)
             case ev.InputAsked() | ev.InputGiven() | ev.ModelSampled():
                 action.inputs = with_input(action.inputs, event, item)
+            case ev.TaskBegun():
+                action.task = event.task
             case ev.EffectProbed() if action.doubt is not None:
                 probe = Probe(tool=event.tool, outcome=event.outcome, event=item.seq, at_ms=item.at_ms)
                 action.doubt = replace(action.doubt, probes=(*action.doubt.probes, probe))

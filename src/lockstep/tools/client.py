@@ -28,6 +28,7 @@ from lockstep.values import JsonObject
 
 MODERN = "2026-07-28"
 CALL = "tools/call"
+GET_TASK, UPDATE_TASK, CANCEL_TASK = "tasks/get", "tasks/update", "tasks/cancel"
 LISTEN, CANCELLED = "subscriptions/listen", "notifications/cancelled"
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 RUNNER_PROTOCOL = "2025-06-18"
@@ -42,6 +43,8 @@ one that is waiting for its handshake."""
 LINGER_S = 0.05
 META = "io.modelcontextprotocol/"
 _IDS_OF_A_ROUND = 1_000_000
+TASKS = f"{META}tasks"
+"""The extension by which a server may answer a call with a task."""
 LOG_LEVEL = f"{META}logLevel"
 _UNSUPPORTED_VERSION = -32022
 _CLIENT: JsonObject = {"name": "lockstep", "version": "1"}
@@ -76,6 +79,8 @@ class McpClient:
         """`offers`: what a server may ask for, of `tools.inputs.WORDS`."""
         self._process = process
         self.offers = frozenset(offers)
+        self.takes_tasks = False
+        """Whether the server is told that it may answer a call with a task."""
         self._next_id = 1
         self._stray = 0
         self._watching: int | None = None
@@ -183,6 +188,10 @@ class McpClient:
         """The raw `tools/call` result; with `round` the call goes on that a result which required input had ended."""
         return await self.request(CALL, {"name": name, "arguments": arguments, **self._going_on(round), "_meta": meta})
 
+    async def ask_task(self, method: str, task: str, more: JsonObject | None = None) -> Mapping[str, Any]:
+        """The raw result of one of the methods that are about a task."""
+        return await self.request(method, {"taskId": task, **(more or {})})
+
     async def ask_context(
         self, method: str, arguments: JsonObject, meta: JsonObject, round: Round | None = None
     ) -> Mapping[str, Any]:
@@ -244,7 +253,8 @@ class McpClient:
 
     @property
     def _capabilities(self) -> JsonObject:
-        return {name: CAPABILITIES[name] for name in sorted(self.offers)}
+        extensions: JsonObject = {"extensions": {TASKS: {}}} if self.takes_tasks else {}
+        return {**{name: CAPABILITIES[name] for name in sorted(self.offers)}, **extensions}
 
     def _enveloped(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.protocol != MODERN:

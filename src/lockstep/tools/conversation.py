@@ -18,13 +18,24 @@ from lockstep.agent.diff import definition_changes
 from lockstep.agent.locked import LockedTool
 from lockstep.sandbox.contract import EgressRecord, Process, ProcessEnded
 from lockstep.sandbox.warm import NotReady
-from lockstep.tools.client import CALL, LOG_LEVEL, MODERN, BadReply, McpClient, ServerError
+from lockstep.tools.client import (
+    CALL,
+    CANCEL_TASK,
+    GET_TASK,
+    LOG_LEVEL,
+    MODERN,
+    UPDATE_TASK,
+    BadReply,
+    McpClient,
+    ServerError,
+)
 from lockstep.tools.content import read_content, read_context, reply_of, reply_of_error
 from lockstep.tools.inputs import Asked, BadQuestion, read_pages, read_result
 from lockstep.tools.offering import live
 from lockstep.tools.port import Ask, Notice, Outcome, PermittedCall
 from lockstep.tools.results import ERROR_META, IMPORT_FAILED
 from lockstep.tools.structure import structure_problem
+from lockstep.tools.tasks import Following
 from lockstep.values import JsonObject, sha256
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -36,6 +47,8 @@ _NOT_CARRIED_OUT = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -3
 
 _PAGES_FIRST = -32042
 """The error of the legacy revision 2025-11-25 that pages must be visited before the call is made again."""
+_ACTING = frozenset({"", CALL, GET_TASK, UPDATE_TASK, CANCEL_TASK})
+"""What a request is about that has to do with the call itself: of a task, the call was made before."""
 _DONE = "The call ran to its end, so its effect is done; its result is lost."
 _KEPT_CHARACTERS = 4000
 _MAX_NOTICE_BYTES = 16 * 2**10
@@ -79,8 +92,8 @@ class Ready:
 
         self.looking = asyncio.create_task(look())
 
-    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
-        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+    async def meet(self, tool: LockedTool) -> None:
+        """Have it to oneself: greeted, where that waited for a permit, and with no question of ours under way.
 
         Raises as `learn`.
         """
@@ -92,6 +105,13 @@ class Ready:
             self.looking = None
             if time.monotonic() - self.learnt > _FRESH_S:
                 self.live.clear()
+
+    async def now(self, tool: LockedTool) -> Mapping[str, JsonObject]:
+        """What it offers as a call is made: asked again of a server that has served one, which it may have learnt from.
+
+        Raises as `learn`.
+        """
+        await self.meet(tool)
         known = self.live.get(tool.method)
         offered = await self.learn(tool.method) if known is None else known
         self.live.clear()  # from here on it may be another's
@@ -136,8 +156,14 @@ async def converse(
 ) -> Outcome:
     """One call, start to end; from the moment it is sent, silence means doubt.
 
-    Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives.
+    Its deadline is the tool's `timeout_s`. Past that a late result is waited for as long as the sandbox lives. One that
+    has become a task is not sent again, so nothing is held against its pin: it is asked after.
     """
+    task = Following(ready.client, call, process, ask) if call.tasks is not None else None
+    ready.client.offers = call.may_ask
+    ready.client.takes_tasks = task is not None and not call.tool.method and call.tool.protocol == MODERN
+    if task is not None and task.known:
+        return await _followed(ready, call, process, task)
     try:
         offered = await ready.now(call.tool)
     except (ProcessEnded, ServerError, BadReply) as error:
@@ -148,16 +174,16 @@ async def converse(
     clock = _Clock(process, call.tool.timeout_s, on_overdue if late else None)
     try:
         ready.client.ask = clock.outside(ask) if ask is not None else None
-        ready.client.offers = call.may_ask
         if (no := _not_visited(ready.client, call)) is not None:
             return no
         result = await _asked(ready.client, call)
         if result.get("resultType") == "input_required" and ready.client.protocol == MODERN:
             return _asking(call.tool, ready.client, result, process)
-        outcome = _outcome(call.tool, result, process)
-        if outcome.kind == "ok" and (problem := structure_problem(call.tool.definition, result)):
-            outcome = Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
-        return _with_declined(outcome, ready.client.declined)
+        if result.get("resultType") == "task" and task is not None and ready.client.takes_tasks:
+            clock.stop()
+            await task.begin(result)
+            return await _followed(ready, call, process, task)
+        return _with_declined(_checked(call.tool, result, process), ready.client.declined)
     except (ProcessEnded, ServerError, BadReply) as error:
         if (pages := _pages(ready.client, error)) is not None:
             return _waiting(call.tool, pages, process)
@@ -165,6 +191,21 @@ async def converse(
     finally:
         clock.stop()
         ready.client.ask = None
+
+
+async def _followed(ready: Ready, call: PermittedCall, process: Process, task: Following) -> Outcome:
+    """What came of a call that has become a task."""
+    try:
+        await ready.meet(call.tool)
+        found = await task.result()
+        if isinstance(found, Mapping):
+            return _checked(call.tool, found, process)
+    except (ProcessEnded, ServerError, BadReply) as error:
+        return task.unlearnt(error, _failed(call.tool, error, process, sent=True))
+    acted = may_have_acted(process.egress_log())
+    if isinstance(found, Asked):
+        return replace(_waiting(call.tool, found, process), acted=acted)
+    return replace(found, unknown=found.unknown or acted)
 
 
 class _Clock:
@@ -324,6 +365,14 @@ def _not_visited(client: McpClient, call: PermittedCall) -> Outcome | None:
     return Outcome(kind="tool_error", text=text)
 
 
+def _checked(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:
+    """An MCP result as an outcome, held against what its tool says of results."""
+    outcome = _outcome(tool, result, process)
+    if outcome.kind == "ok" and (problem := structure_problem(tool.definition, result)):
+        return Outcome(kind="result_unusable", text=f"{_DONE} {problem}", detail=outcome.text[:_KEPT_CHARACTERS])
+    return outcome
+
+
 def _outcome(tool: LockedTool, result: Mapping[str, Any], process: Process) -> Outcome:
     """An MCP result as an outcome."""
     if (kind := result.get("resultType", "complete")) != "complete":
@@ -372,7 +421,7 @@ def may_have_acted(requests: Sequence[EgressRecord]) -> bool:
     return any(
         request.allowed
         and request.method not in _SAFE_METHODS
-        and request.purpose in ("", CALL)
+        and request.purpose in _ACTING
         and not _plainly_refused(request.status)
         for request in requests
     )

@@ -90,7 +90,7 @@ class SandboxedTools:
         on_overdue: Callable[[], None] | None = None,
         ask: Ask | None = None,
     ) -> Outcome:
-        tier, degraded = call.tool.tier, ""
+        tier, degraded, admitted = call.tool.tier, "", False
         try:
             values = await secret_values(call.tool.secrets, os.environ)
             async with contextlib.AsyncExitStack() as stack:
@@ -103,19 +103,22 @@ class SandboxedTools:
 
                 choice, lease = await self._where_it_starts(call.tool, taken)
                 lease.process.admit(permit, call.digest, _identity(call), values)
+                admitted = True
                 outcome = await converse(lease.ready, call, lease.process, on_overdue, ask)
                 lease.spoiled = outcome.kind in _SPOILS
                 if call.tool.run_lifetime and not call.tool.remote and not lease.spoiled:
                     lease.ready.look_ahead(call.tool)
             return _with_use(outcome, choice, lease)
         except NotServing as error:
-            return replace(error.outcome, tier=tier, degraded=degraded)
+            return _unsent(call, replace(error.outcome, tier=tier, degraded=degraded))
         except SandboxBusy as error:
-            return Outcome(
-                kind="sandbox_busy", text=f"Not run: {error.message}", detail=str(error), tier=tier, transient=True
-            )
-        except (SandboxUnavailable, ConfigError, StoreError) as error:  # all of them before anything of the tool ran
-            return Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error))
+            text = f"Not run: {error.message}"
+            busy = Outcome(kind="sandbox_busy", text=text, detail=str(error), tier=tier, transient=True)
+            return _unsent(call, busy)
+        except (SandboxUnavailable, ConfigError, StoreError) as error:
+            if admitted:  # what was to be recorded of the call meanwhile could not be
+                raise
+            return _unsent(call, Outcome(kind="sandbox_unavailable", text=f"Not run: {error}", detail=str(error)))
 
     async def describe(
         self,
@@ -246,8 +249,15 @@ class SandboxedTools:
         )
 
 
-_SPOILS = frozenset({"bad_reply"})
+_SPOILS = frozenset({"bad_reply", "timeout"})
 """Outcomes after which a server that outlives its call is out of step with us."""
+
+
+def _unsent(call: PermittedCall, outcome: Outcome) -> Outcome:
+    """A call that was not sent did nothing; one that has become a task goes on, whether it is asked after or not."""
+    if call.round is None or not call.round.task:
+        return outcome
+    return replace(outcome, unknown=True, task_open=True)
 
 
 def _unavailable(tool: LockedTool, missing: Sequence[Findings]) -> SandboxUnavailable:

@@ -48,6 +48,18 @@ class Listener:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tasking:
+    """What a call needs that may become a task of its server."""
+
+    left_s: float
+    """How long it is still asked after; at least once."""
+    begun: Callable[[str], Awaitable[None]]
+    """Told the server's name for it, once; nothing is asked before this returns."""
+    unwanted: Callable[[], bool]
+    """Asked when the call is broken off: whether its server is told to end the task, or the task is left to go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PermittedCall:
     """What to run: the locked tool, validated arguments, and who it is for."""
 
@@ -68,6 +80,8 @@ class PermittedCall:
     kept_for: str = ""
     """Whose sandbox serves it where one outlives the call: the run's (empty), or that of a client's session."""
     listener: Listener | None = None
+    tasks: Tasking | None = None
+    """None where its server must answer the call itself."""
 
     @property
     def may_ask(self) -> frozenset[str]:
@@ -86,7 +100,8 @@ class PermittedCall:
 class Outcome:
     """What came of it. `kind` is `ok`, `tool_error`, `timeout`, `output_too_large`, `process_ended`, `bad_reply`,
     `pin_mismatch`, `import_error`, `sandbox_unavailable`, `sandbox_busy` (not run: no room), `result_unusable` (it ran,
-    its result cannot be sent), or `input_required` (it goes on when what it asks for is answered)."""
+    its result cannot be sent), `task_lost` (its server does not know the task that the call became), or
+    `input_required` (it goes on when what it asks for is answered)."""
 
     kind: str
     text: str
@@ -105,6 +120,10 @@ class Outcome:
     """With `asked`: a request left the sandbox that may have changed something."""
     transient: bool = False
     """It failed in a way that may pass: another attempt, where one does no harm, may succeed."""
+    task_open: bool = False
+    """Of a call that is a task: it was not learnt what became of it, and asking again may tell."""
+    heard: bool = False
+    """With `task_open`: its server had answered for it before that, and its time was not over."""
     tier: Tier = Tier.NONE
     degraded: str = ""
     """The tier that was asked for, where the lock accepts a weaker one in its place."""

@@ -103,10 +103,10 @@ class RemoteProcess:
     ) -> None:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
-        self._log, self._received, self._open, self._scrubber = Log(), 0, True, None
+        self._log, self._open, self._scrubber = Log(), True, None
         self._frames = asyncio.Queue()  # what came by a stream after the last call's answer is nothing to this one
         self._admitted = time.monotonic()
-        self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
+        self.renew()
         self._listen_again()
 
     async def send(self, frame: bytes) -> None:
@@ -148,6 +148,11 @@ class RemoteProcess:
         if self._left_s is not None and self._open:
             self._clock = asyncio.get_running_loop().call_later(self._left_s, self._hit, "wall_s")
         self._left_s = None
+
+    def renew(self) -> None:
+        self._stop_clock()
+        self._received, self._left_s = 0, None
+        self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
 
     async def seal(self) -> None:
         if not self._open:

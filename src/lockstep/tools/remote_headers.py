@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lockstep.tools.client import CALL
+from lockstep.tools.client import CALL, CANCEL_TASK, GET_TASK, UPDATE_TASK
 
 PARAMETER = "Mcp-Param-"
 _MARK = "x-mcp-header"
@@ -19,7 +19,12 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _PLAIN = re.compile(r"[ -~]*")
 _WRAPPED = re.compile(r"=\?base64\?.*\?=")
 _TYPES = frozenset({"string", "integer", "boolean"})
-_NAMED_BY: Mapping[str, str] = {CALL: "name", "prompts/get": "name", "resources/read": "uri"}
+_NAMED_BY: Mapping[str, str] = {
+    CALL: "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys((GET_TASK, UPDATE_TASK, CANCEL_TASK), "taskId"),
+}
 _DATA = frozenset({"default", "examples", "const", "enum"})
 """Keywords whose values are data and no schemas."""
 

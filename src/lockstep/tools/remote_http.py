@@ -20,12 +20,15 @@ from lockstep.sandbox.egress_dial import Dialer, Resolver, default_tls
 from lockstep.sandbox.egress_exchange import Exchange
 from lockstep.sandbox.egress_rules import Target, fits, is_private, parse_target, refusal
 from lockstep.sandbox.egress_wire import Refused
+from lockstep.tools.client import GET_TASK
 
 CONNECT_S = 10.0
 OAUTH_S = 20.0
 """How long one request to an authorization server may take."""
 OAUTH_BYTES = 2**20
 MAX_RECORDS = 1000
+REPEATED = frozenset({GET_TASK})
+"""Of requests for this, one after another and with the same end, the last is recorded."""
 OAUTH = "oauth"
 """What stands as the purpose of requests that are about tokens."""
 _IDLE_S = 4.0
@@ -81,11 +84,18 @@ class Log:
         """Keep its record; a second end changes nothing."""
         if any(each is exchange for each in self.under_way):
             self.under_way = [each for each in self.under_way if each is not exchange]
-            if len(self.done) < MAX_RECORDS:
-                self.done.append(exchange.record())
+            record = exchange.record()
+            if self.done and record.purpose in REPEATED and _says(record) == _says(self.done[-1]):
+                self.done[-1] = record
+            elif len(self.done) < MAX_RECORDS:
+                self.done.append(record)
 
     def records(self) -> tuple[EgressRecord, ...]:
         return (*self.done, *(exchange.record() for exchange in self.under_way if exchange.allowed))
+
+
+def _says(record: EgressRecord) -> tuple[str, int | None, str]:
+    return record.purpose, record.status, record.reason
 
 
 class RemoteHttp:

@@ -33,7 +33,7 @@ from inprocess import (
 from mcp import Client, MCPError
 from mcp import types as mcp_types
 
-from lockstep.agent.locked import LockedAgent
+from lockstep.agent.locked import LockedAgent, Remote
 from lockstep.gate.approvals import Terms
 from lockstep.gateway.http import Door, build_app
 from lockstep.gateway.principals import Principal, Principals, token_digest
@@ -442,6 +442,54 @@ def test_a_call_that_was_under_way_when_the_gateway_died_is_in_doubt(tmp_path: P
             again = await client.call_tool("book", BA1)
             assert meta(again, "waits_for") == "settling"
             assert world.tools.calls == []
+
+    run(work)
+
+
+def test_a_session_that_nobody_named_is_the_same_one_for_whoever_goes_on_with_its_runs(tmp_path: Path) -> None:
+    async def work() -> None:
+        agent = locked_agent(BOOK, policy=ASK_BOOK)
+        async with opened(tmp_path, agent) as world:
+            caller = Caller(principal="ada", client="test")
+            waits = await world.desk.call(caller, "book", BA1)
+            await yes(world.journal, waits.calls[0].approval, agent)
+            await world.desk.go_on(waits.run, by="grace", fetched=False)
+            again = await world.desk.call(caller, "book", {"flight": " ba1"})
+            assert again.calls[0].duplicate_of == f"{waits.run}/1.0"
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
+def test_a_task_that_outlived_the_gateway_is_asked_after_beside_what_is_served(tmp_path: Path) -> None:
+    async def work() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def as_task(call: PermittedCall) -> Outcome:
+            assert call.tasks is not None
+            if call.round is None:
+                await call.tasks.begun("t-1")
+            begun.set()
+            await may_end.wait()
+            return ok("booked")
+
+        elsewhere = replace(BOOK, task_s=60.0, remote=Remote(url="http://127.0.0.1:1/", headers={}, oauth=None))
+        agent = locked_agent(elsewhere, LOOK)
+        journal = SQLiteJournal.open(tmp_path)
+        desk = Desk(driver_of(journal, ListedModel(), Functions(book=as_task), agent), journal, started(""))
+        under_way = asyncio.create_task(desk.call(Caller(principal="ada", client="test", session="s1"), "book", BA1))
+        await begun.wait()
+        under_way.cancel()
+        await desk.close(0)
+        await journal.close()
+        async with opened(tmp_path, agent, book=as_task) as world, world.client("legacy") as client:
+            assert text(await client.call_tool("look", {})) == "look {}"
+            again = asyncio.create_task(client.call_tool("book", BA1))
+            may_end.set()
+            assert text(await again).startswith("booked\n\n[This call was already made")
+            (asked,) = [each for each in world.tools.calls if each.tool.name == "book"]
+            assert asked.round is not None
+            assert asked.round.task == "t-1"
 
     run(work)
 

@@ -86,6 +86,7 @@ def _freed(by: str, argument: str) -> JsonObject:
     return {"tool": by, "where": {argument: "result:/id"}}
 
 
+_ELSEWHERE: JsonObject = {"url": "http://127.0.0.1:1/mcp", "task_s": 60.0}
 _PROBE: JsonObject = {
     "tool": "find",
     "arguments": {"key": "key"},
@@ -93,7 +94,7 @@ _PROBE: JsonObject = {
     "settles_after_s": SETTLES_S,
 }
 TOOLS: Sequence[JsonObject] = (
-    _tool("look", Effect.READ, asks=["elicitation", "sampling"], sampling="model"),
+    _tool("look", Effect.READ, asks=["elicitation", "sampling"], sampling="model", **_ELSEWHERE),
     _tool("find", Effect.READ, "key"),
     _tool("note", Effect.IDEMPOTENT, "text"),
     _tool(
@@ -103,6 +104,7 @@ TOOLS: Sequence[JsonObject] = (
         "seat",
         dedupe_on=["/flight"],
         asks=["elicitation"],
+        **_ELSEWHERE,
         repeats={"probe": _PROBE, "again": True, "released_by": [_freed("cancel", "/booking")], "late_s": 5.0},
     ),
     _tool("cancel", Effect.IDEMPOTENT, "booking"),
@@ -115,6 +117,7 @@ TOOLS: Sequence[JsonObject] = (
         repeats={"released_by": [_freed("refund", "/payment")]},
         asks=["elicitation", "sampling"],
         sampling="model",
+        **_ELSEWHERE,
     ),
     _tool("refund", Effect.IDEMPOTENT, "payment"),
     _tool("tip", Effect.KEYED, "to", repeats={"window_s": float(WINDOW_S)}),
@@ -183,14 +186,30 @@ class Done:
 
 
 @dataclass(kw_only=True)
+class Task:
+    """A call that went on as a task. `ended`: it will not be carried out any more."""
+
+    item: PermittedCall
+    text: str | None = None
+    ended: bool = False
+
+
+@dataclass(kw_only=True)
 class World:
-    """What was done, and requests that are still on their way."""
+    """What was done, requests that are still on their way, and tasks by name."""
 
     clock: Clock
     done: list[Done] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
     on_their_way: list[tuple[int, PermittedCall]] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
     order: int = 0
+
+    def end_tasks_of(self, call_id: str) -> None:
+        """Whoever says what became of a call has its task ended first."""
+        for task in self.tasks.values():
+            if f"{task.item.run}/{task.item.id}" == call_id:
+                task.ended = True
 
     def catch_up(self) -> None:
         """Carry out what was on its way and has arrived by now."""
@@ -302,6 +321,10 @@ class Host:
         clock = self._world.clock
         self.life.step()
         permit.redeem(item.digest, clock.now)
+        if item.round is not None and item.round.task:
+            outcome = self._of_task(item, item.round.task)
+            self.life.step()
+            return outcome
         self.ran[f"{item.run}/{item.id}#{_round(item)}"] += 1
         assert item.round is None or item.round.responses in (ANSWERS, {"m": THOUGHT}, {**ANSWERS, "m": THOUGHT})
         clock.now += self._chance.of("takes", 1, 400, 6000)
@@ -311,6 +334,8 @@ class Host:
             fates = (*fates, "late", "late and lost", "late and nothing", "late and on its way")
         if item.tool.asks:
             fates = (*fates, "asks", "acts and asks")
+        if item.tasks is not None:
+            fates = (*fates, "task", "task", *(["late and task"] * ("late" in fates)))
         if item.tool.samples:
             fates = (*fates, "asks a model", "asks both", "acts and asks a model")
         if ask is not None and self._chance.of("asks meanwhile", False, False, True):
@@ -325,12 +350,9 @@ class Host:
     async def _meets(self, item: PermittedCall, fate: str, on_overdue: Callable[[], None] | None) -> Outcome:
         world, read = self._world, item.tool.effect is Effect.READ
         if fate.startswith("late"):
-            assert on_overdue is not None
-            on_overdue()
-            for _ in range(self._chance.of("is waited for", 0, 30)):
-                await asyncio.sleep(0.0001)  # gives the driver time to record the doubt
-            self.life.step()
-            world.clock.now += 3000
+            await self._is_late(on_overdue)
+        if fate.endswith("task"):
+            return await self._becomes_task(item)
         match fate:
             case "garbled":
                 return Outcome(kind="ok", text="<html>")
@@ -356,6 +378,47 @@ class Host:
             return Outcome(kind="result_unusable", text="done, but what it said is lost")
         return Outcome(kind="ok", text=text)
 
+    async def _is_late(self, on_overdue: Callable[[], None] | None) -> None:
+        assert on_overdue is not None
+        on_overdue()
+        for _ in range(self._chance.of("is waited for", 0, 30)):
+            await asyncio.sleep(0.0001)  # gives the driver time to record the doubt
+        self.life.step()
+        self._world.clock.now += 3000
+
+    async def _becomes_task(self, item: PermittedCall) -> Outcome:
+        assert item.tasks is not None
+        name = f"task{len(self._world.tasks)}"
+        self._world.tasks[name] = Task(item=item)
+        self.life.step()
+        await item.tasks.begun(name)
+        self.life.step()
+        return self._of_task(item, name)
+
+    def _of_task(self, item: PermittedCall, name: str) -> Outcome:
+        """What is learnt of a task, which may have been carried out meanwhile, or is now, or never."""
+        world, task = self._world, self._world.tasks[name]
+        assert (task.item.run, task.item.id) == (item.run, item.id)
+        world.clock.now += self._chance.of("is asked after for", 1, 400, 70_000)
+        answered = bool(item.round and item.round.responses)
+        fate = self._chance.of(f"task of {item.tool.name} {item.id}", *_TASK, *(["asks"] * (not answered)))
+        if fate.startswith("done") and task.text is None and not task.ended:
+            read = item.tool.effect is Effect.READ
+            task.text = world.answer(task.item) if read else world.carry_out(task.item)
+        if fate == "asks" and task.text is None:
+            return Outcome(
+                kind="input_required",
+                text="well?",
+                asked=read_result({"inputRequests": {"well": _FORM}}, item.tool.asks),
+            )
+        if fate == "done" and task.text is not None:
+            return Outcome(kind="ok", text=task.text)
+        task.ended = task.ended or fate in ("failed", "overdue")
+        again = fate in ("unheard", "done and unheard")
+        return Outcome(
+            kind="task_lost", text=fate, unknown=True, task_open=again, heard=self._chance.of("heard", True, False)
+        )
+
     async def end(self, run: RunId) -> None:
         return
 
@@ -363,6 +426,7 @@ class Host:
         return
 
 
+_TASK = ("done", "done", "unheard", "done and unheard", "lost", "failed", "overdue", "done and lost")
 _READ = ("ok", "refused", "busy", "garbled", "lost")
 _WRITE = ("ok", "ok", "refused", "busy", "lost", "done and lost", "lost on its way", "unusable")
 

@@ -172,6 +172,7 @@ class History:
     async def _settle(self, run: RunId, call: CallState) -> None:
         self.clock.now += SETTLES_S * 1000
         self.world.catch_up()
+        self.world.end_tasks_of(f"{run}/{call.id}")
         did = self.world.by(f"{run}/{call.id}")
         result = did[0].result if did and self.chance.of("says what it answered", True, False) else ""
         await answers.settle(self.journal, run, call.id, happened=bool(did), by="ada", result=result)
