@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -542,11 +542,14 @@ async def http(world: World) -> AsyncIterator[str]:
         await serving
 
 
-def over_http(url: str, era: str, name: str = "ada", **more: Any) -> Client:
+def over_http(
+    url: str, era: str, name: str = "ada", *, headers: Mapping[str, str] | None = None, **more: Any
+) -> Client:
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
-    client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=30)
+    sent = {"Authorization": f"Bearer {TOKENS[name]}", **(headers or {})}
+    client = httpx2.AsyncClient(headers=sent, timeout=30)
     return Client(streamable_http_client(url, http_client=client), mode=era, **more)
 
 
@@ -561,6 +564,35 @@ def test_over_http_a_token_is_a_principal_with_a_session_of_its_own(tmp_path: Pa
             assert world.tools.count("book") == 2
             assert {row.principal for row in await world.journal.runs()} == {"ada", "eve"}
             assert len({row.session for row in await world.journal.runs()}) == 2
+
+    run(work)
+
+
+@ERAS
+def test_who_connects_anew_for_each_call_does_nothing_twice(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as world, http(world) as url:
+            for _ in range(2):
+                async with over_http(url, era) as client:
+                    told = await client.call_tool("book", BA1)
+            assert meta(told, "duplicate_of")
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
+@ERAS
+@pytest.mark.parametrize("place", ["header", "call"])
+def test_each_session_that_a_client_names_is_one_of_its_own(tmp_path: Path, era: str, place: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as world, http(world) as url:
+            for name in ("one", "two", "one"):
+                header = {"Lockstep-Session": name} if place == "header" else {}
+                async with over_http(url, era, headers=header) as client:
+                    called = {} if header else {"meta": {"lockstep/session": name}}
+                    await client.call_tool("book", BA1, **called)
+            assert world.tools.count("book") == 2
+            assert {row.session for row in await world.journal.runs()} == {"one", "two"}
 
     run(work)
 
