@@ -419,6 +419,25 @@ def test_a_lost_reply_is_told_as_unknown_and_never_repeated(tmp_path: Path, era:
     run(work)
 
 
+@ERAS
+def test_what_is_known_to_have_happened_reaches_a_client_that_was_promised_structure(tmp_path: Path, era: str) -> None:
+    """Which a client takes for the server's fault where it is missing, unless it is told of an error."""
+    agent = locked_agent(replace(BOOK, definition={**BOOK.definition, "outputSchema": {"type": "object"}}))
+
+    async def work() -> None:
+        async with opened(tmp_path, agent, book=lambda call: lost()) as world, world.client(era) as client:
+            await client.list_tools()
+            first = await client.call_tool("book", BA1)
+            await settle(world.journal, meta(first, "run"), happened=True, by="grace")
+            for _ in range(2):
+                again = await client.call_tool("book", BA1)
+                assert again.is_error
+                assert "book did happen, as grace found out" in text(again)
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
 def test_a_call_that_was_under_way_when_the_gateway_died_is_in_doubt(tmp_path: Path) -> None:
     async def work() -> None:
         begun = asyncio.Event()
