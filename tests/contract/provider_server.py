@@ -56,7 +56,7 @@ class Provider:
         body = handler.rfile.read(int(handler.headers.get("content-length", 0)))
         self.requests.append(json.loads(body))
         self.paths.append(handler.path)
-        answer = self.answers.pop(0)
+        answer = self.reply(handler.path)
         handler.close_connection = True
         if answer.hang:
             self.over.wait(WAIT_S)
@@ -67,6 +67,9 @@ class Provider:
         handler.send_header("content-length", str(len(answer.body) + (1000 if answer.cut else 0)))
         handler.end_headers()
         handler.wfile.write(answer.body)
+
+    def reply(self, path: str) -> Answer:
+        return self.answers.pop(0)
 
     def close(self) -> None:
         self.over.set()
