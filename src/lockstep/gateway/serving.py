@@ -25,7 +25,7 @@ from lockstep.errors import ConfigError, LockstepError, RunError
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import Served, WhoCalls, build_server
-from lockstep.gateway.stdio import serve_stdio
+from lockstep.gateway.stdio import require_client, serve_stdio
 from lockstep.journal.events import RunStarted
 from lockstep.journal.inbox import Answer, Inbox
 from lockstep.journal.port import Journal
@@ -59,7 +59,11 @@ async def serve_one(gateway: Gateway, principal: Principal, session: str | None)
     """Serve the process that started us over stdio, as this principal, until it is told to stop.
 
     In the session that is named; without one, in the principal's own.
+
+    Raises:
+        ConfigError: nobody can be at the other end.
     """
+    require_client()
 
     async def serve() -> None:
         async with _opened(gateway, lambda ctx: principal, session or "") as server:
