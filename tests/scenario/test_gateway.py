@@ -249,6 +249,6 @@ def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> Non
 def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path: Path) -> None:
     agent = clerk.with_store(tmp_path / "store")
     with over_http(agent, env={"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}):
-        busy = agent("gateway", agent.directory)
+        busy = agent("gateway", agent.directory, process=True)  # with pipes, as a client would
     assert busy.code == BAD_INPUT
     assert "in use by process" in busy.err

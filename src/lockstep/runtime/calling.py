@@ -76,6 +76,9 @@ class Desk:
         self._journal = journal
         self._template = template
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        """By principal and name."""
+        self._own: dict[str, str] = {}
+        """Of each principal, the session that it did not name."""
         self._opening = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
@@ -246,25 +249,32 @@ class Desk:
             session.window.append((state.run, state.transcript.messages[state.history :]))
 
     async def _session(self, caller: Caller) -> _Session:
+        """One object for a session, however it is come by: its locks are what keeps two from driving one run."""
         async with self._opening:
-            known = self._sessions.get((caller.principal, caller.session))
-            if known is not None and (caller.session or time.monotonic() - known.used < SESSION_IDLE_S):
-                self._sessions.move_to_end((caller.principal, caller.session))
-                return known
             name = caller.session or await self._own_session(caller.principal)
-            session = await self._open(name, caller)
-            self._sessions[(caller.principal, caller.session)] = session
+            key = (caller.principal, name)
+            if key not in self._sessions:
+                self._sessions[key] = await self._open(name, caller)
+            self._sessions.move_to_end(key)
             while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
-                self._sessions.popitem(last=False)
-            return session
+                (principal, over), _ = self._sessions.popitem(last=False)
+                if self._own.get(principal) == over:
+                    del self._own[principal]
+            return self._sessions[key]
 
     async def _own_session(self, principal: str) -> str:
         """The session that this principal used last and did not name, while it is fresh; else a new one."""
+        known = self._sessions.get((principal, self._own.get(principal, "")))
+        if known is None or not (known.busy or time.monotonic() - known.used < SESSION_IDLE_S):
+            self._own[principal] = await self._own_recorded(principal) or new_token(_OWN)
+        return self._own[principal]
+
+    async def _own_recorded(self, principal: str) -> str:
         for row in await self._journal.runs(limit=MAX_SESSIONS):
             fresh = time.time() - row.last_at_ms / 1000 < SESSION_IDLE_S
             if fresh and (row.principal, row.agent) == (principal, self.agent.name) and row.session.startswith(_OWN):
                 return row.session
-        return new_token(_OWN)
+        return ""
 
     async def _open(self, name: str, caller: Caller) -> _Session:
         rows = await self._journal.runs(session=name)

@@ -465,6 +465,34 @@ def test_a_call_that_was_under_way_when_the_gateway_died_is_in_doubt(tmp_path: P
     run(work)
 
 
+def test_who_asks_while_its_approved_call_runs_waits_for_that_one(tmp_path: Path) -> None:
+    """Somebody else approved, and the gateway went on by itself; the client named no session."""
+
+    async def work() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slow(call: PermittedCall) -> Outcome:
+            begun.set()
+            await may_end.wait()
+            return ok("booked")
+
+        agent = locked_agent(policy=ASK_BOOK)
+        async with opened(tmp_path, agent, book=slow) as world:
+            caller = Caller(principal="ada", client="test")
+            waits = await world.desk.call(caller, "book", BA1)
+            await yes(world.journal, waits.calls[0].approval, agent)
+            going_on = asyncio.create_task(world.desk.go_on(waits.run, by="grace", fetched=False))
+            await begun.wait()
+            again = asyncio.create_task(world.desk.call(caller, "book", BA1))
+            await asyncio.wait([again], timeout=0.2)
+            may_end.set()
+            assert (await again).calls[0].text.startswith("booked")
+            await going_on
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
 def test_a_client_that_goes_away_does_not_break_off_its_call(tmp_path: Path) -> None:
     async def work() -> None:
         begun, may_end = asyncio.Event(), asyncio.Event()
