@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
-.PHONY: bench-mcp injections hostile conformance relock clean
+.PHONY: bench-mcp injections hostile conformance adapters relock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test:  ## the tests; TESTS=tests/unit narrows
 test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python -m pytest -m nested tests/nested
+
+adapters:  ## the scripts of docs/adapters, with other people's frameworks before a gateway
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python -m pytest -m adapters tests/adapters
 
 check:  ## format, lint and types
 	@$(PYTHON) scripts/setup.py --dev --no-system

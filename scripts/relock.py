@@ -27,12 +27,18 @@ LEAKS = ("UV_", "PIP_")
 SUITES = "agentdojo==0.1.13"
 """The benchmark that `make injections` replays: for an environment of its own, never beside the product's."""
 WITHOUT = "agentdojo-without.txt"
+ADAPTERS = {
+    "langgraph": "langchain langchain-mcp-adapters langchain-openai",
+    "openai-agents": "openai-agents",
+    "pydantic-ai": "pydantic-ai-slim[openai,mcp]",
+}
+"""Frameworks that docs/adapters has a page of, as it says they are installed; each in an environment of its own too."""
 MIRRORS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_CACHE_DIR", "UV_SYSTEM_CERTS")
 """Where a machine fetches from is its own affair: the address is not written, and the hashes are the packages'."""
 
 
 def main() -> int:
-    """Write installer.lock, dev.lock, run.lock and agentdojo.lock; return 0, or 1 with the reason on stderr."""
+    """Write every lock file; return 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(description="Regenerate requirements/*.lock from pyproject.toml.")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml allows")
     upgrade = ["--upgrade"] if parser.parse_args().upgrade else []
@@ -47,6 +53,10 @@ def main() -> int:
         and compile_lock("dev.lock", [*everything, *upgrade], stdin=build)
         and compile_lock("run.lock", [*running, *upgrade], stdin=build)
         and compile_lock("agentdojo.lock", ["-", "--override", f"requirements/{WITHOUT}", *upgrade], stdin=SUITES)
+        and all(
+            compile_lock(f"adapter-{name}.lock", ["-", *upgrade], stdin=wanted.replace(" ", "\n"))
+            for name, wanted in ADAPTERS.items()
+        )
     )
     return 0 if written else 1
 

@@ -142,8 +142,12 @@ name = "scripted:script.jsonl"
 file = "prompt.md"
 [policy]
 files = ["policy.cedar"]
-isolation = "process"
+isolation = "TIER"
 """
+TIERS = os.environ.get("LOCKSTEP_SERVER_TIERS", "gvisor").split(",")
+"""Where the eight run; `gvisor,process` runs each in both."""
+NEEDS = {"gvisor": ("runsc", "runsc"), "process": ("bwrap", "bubblewrap")}
+"""The program of a tier, and the Debian package that has it."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         subprocess.run([*git, "config", "user.email", "a@example.org"], check=True)
         subprocess.run([*git, "config", "user.name", "A"], check=True)
         subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "the first commit"], check=True)
+    (folder / "outside/secret.txt").write_text("nobody's business")
     folder.chmod(0o755)
     server = HTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -183,11 +188,14 @@ class Page(BaseHTTPRequestHandler):
         """Not on the terminal."""
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_runs_sandboxed_behind_the_gate(name: str, world: World, tmp_path: Path) -> None:
-    server = SERVERS[name]
-    directory = tmp_path / "agent"
-    _write(directory, server, _placed(name, server.entry, world), world)
+def test_a_server_runs_sandboxed_behind_the_gate(name: str, tier: str, world: World, tmp_path: Path) -> None:
+    _runs(SERVERS[name], name, tier, world, tmp_path / "agent")
+
+
+def _runs(server: Server, name: str, tier: str, world: World, directory: Path) -> None:
+    _write(directory, server, _placed(name, server.entry, world), world, tier)
     locked = _lockstep(directory, "lock")
     assert locked.returncode == 0, locked.stderr
     tools = json.loads((directory / "agent.lock").read_text())["dimensions"]["tools"]["parts"]
@@ -197,9 +205,50 @@ def test_a_server_runs_sandboxed_behind_the_gate(name: str, world: World, tmp_pa
     assert ran.returncode == 0, ran.stderr
     calls = json.loads(ran.stdout)["calls"]
     seen = [(call["outcome"], call["tier"]) for call in calls]
-    assert seen == [(kind, "process") for *_, kind in server.calls], calls
+    assert seen == [(kind, tier) for *_, kind in server.calls], calls
     for call, (tool, _, said, _) in zip(calls, server.calls, strict=True):
         assert said in json.dumps(call), f"{tool}: {call}"
+
+
+ANYWHERE = {
+    "filesystem": Server(
+        node("filesystem", "/", files='files = { notes = { from = "notes", write = true } }\n'),
+        (
+            ("write_file", {"path": "/work/notes/new.txt", "content": "written"}, "Successfully", "ok"),
+            ("read_text_file", {"path": "OUTSIDE/secret.txt"}, "ENOENT", "tool_error"),
+            ("read_text_file", {"path": "HERE/policy.cedar"}, "ENOENT", "tool_error"),
+            ("write_file", {"path": "/usr/new.txt", "content": "x"}, ", open '/usr/new.txt'", "tool_error"),
+            (
+                "write_file",
+                {"path": "/runtime/npm/new.txt", "content": "x"},
+                ", open '/runtime/npm/new.txt'",
+                "tool_error",
+            ),
+        ),
+    ),
+    "git": Server(
+        python("modern", module("git"), files='files = { repo = { from = "REPO", write = true } }\n'),
+        (
+            ("git_log", {"repo_path": "/work/repo"}, "the first commit", "ok"),
+            ("git_log", {"repo_path": "OUTSIDE"}, "", "tool_error"),
+            ("git_create_branch", {"repo_path": "OUTSIDE", "branch_name": "other"}, "", "tool_error"),
+        ),
+        "2026-07-28",
+    ),
+}
+"""Servers whose own arguments let them go wherever they can; what may be touched is up to the sandbox alone."""
+
+
+@pytest.mark.parametrize("tier", NEEDS)
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_server_that_keeps_to_nothing_touches_what_was_declared_and_no_more(
+    name: str, tier: str, world: World, tmp_path: Path
+) -> None:
+    _runs(ANYWHERE[name], name, tier, world, tmp_path / "agent")
+    assert [path.name for path in (tmp_path / "agent/notes").iterdir()] == ["a.txt"]
+    for repository in ("repo", "outside"):
+        git = ["git", "-C", str(world.folder / repository), "branch", "--list", "other"]
+        assert subprocess.run(git, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_what_a_server_writes_stays_in_its_sandbox(world: World, tmp_path: Path) -> None:
@@ -253,18 +302,21 @@ def _placed(name: str, entry: str, world: World) -> str:
     return placed.replace("REPO", str(world.folder / "repo")).replace("PORT", str(world.port))
 
 
-def _write(directory: Path, server: Server, entry: str, world: World) -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed (Debian package bubblewrap)")
+def _write(directory: Path, server: Server, entry: str, world: World, tier: str = "process") -> None:
+    program, package = NEEDS[tier]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (Debian package {package})")
     (directory / "notes").mkdir(parents=True)
     (directory / "notes" / "a.txt").write_text("a note")
     calls = []
     for tool, arguments, _, _ in server.calls:
         text = json.dumps(arguments).replace("PORT", str(world.port)).replace("OUTSIDE", str(world.folder / "outside"))
+        text = text.replace("HERE", str(directory))
         calls.append({"calls": [{"name": f"s__{tool}", "arguments": json.loads(text)}]})
     script = "".join(json.dumps(line) + "\n" for line in [*calls, {"say": "done"}])
-    entry = f'{HEAD}[[tools]]\neffect = "idempotent"\nisolation = "process"\ntimeout_s = 60\n{entry}prefix = "s"\n'
-    (directory / "agent.toml").write_text(entry)
+    head = HEAD.replace("TIER", tier)
+    entry = f'[[tools]]\neffect = "idempotent"\nisolation = "{tier}"\ntimeout_s = 60\n{entry}prefix = "s"\n'
+    (directory / "agent.toml").write_text(head + entry)
     (directory / "prompt.md").write_text("You.\n")
     (directory / "policy.cedar").write_text('@id("all")\npermit (principal, action, resource);\n')
     (directory / "script.jsonl").write_text(script)

@@ -223,6 +223,16 @@ def test_a_mistake_is_a_sentence(clerk: Agent, tmp_path: Path, options: list[str
     assert said in done.err
 
 
+@pytest.mark.parametrize("where", ["stdin", "stdout"])
+def test_a_gateway_that_nobody_can_speak_to_says_so(clerk: Agent, tmp_path: Path, where: str) -> None:
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, where: subprocess.DEVNULL}
+    arguments = command("gateway", clerk.directory, "--store", tmp_path / "store")
+    done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60, **streams)
+    assert done.returncode == BAD_INPUT
+    assert "is no pipe, so there is no client" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> None:
     from lockstep.gateway.principals import read_principals
 
@@ -239,6 +249,6 @@ def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> Non
 def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path: Path) -> None:
     agent = clerk.with_store(tmp_path / "store")
     with over_http(agent, env={"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}):
-        busy = agent("gateway", agent.directory)
+        busy = agent("gateway", agent.directory, process=True)  # with pipes, as a client would
     assert busy.code == BAD_INPUT
     assert "in use by process" in busy.err

@@ -40,6 +40,7 @@ from lockstep.tools.inputs import parse
 from lockstep.values import JsonObject
 
 SESSION_META = "lockstep/session"
+SESSION_HEADER = "lockstep-session"
 APPROVAL = "approval"
 LIST_TTL_MS = 60_000
 _MAX_SESSION_CHARACTERS = 100
@@ -447,10 +448,13 @@ def _connection(ctx: Context, principal: Principal) -> str:
 
 
 def _session(ctx: Context) -> str:
-    """The session a client named or its transport has; empty for the principal's own."""
-    named = cast(Mapping[str, Any], ctx.meta or {}).get(SESSION_META)
-    if isinstance(named, str) and named.isprintable() and 0 < len(named) <= _MAX_SESSION_CHARACTERS:
-        return named
+    """The session that a client named, in the call or in a header; empty for the principal's own.
+
+    Never its transport's: many clients connect anew for each call, or to try again what they gave up, and what was
+    done must then be remembered.
+    """
     headers = getattr(ctx.request, "headers", None) or {}
-    transport = headers.get("mcp-session-id")
-    return f"http-{transport}" if transport else ""
+    for named in (cast(Mapping[str, Any], ctx.meta or {}).get(SESSION_META), headers.get(SESSION_HEADER)):
+        if isinstance(named, str) and named.isprintable() and 0 < len(named) <= _MAX_SESSION_CHARACTERS:
+            return named
+    return ""

@@ -25,7 +25,7 @@ from lockstep.errors import ConfigError, LockstepError, RunError
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import Served, WhoCalls, build_server
-from lockstep.gateway.stdio import serve_stdio
+from lockstep.gateway.stdio import require_client, serve_stdio
 from lockstep.journal.events import RunStarted
 from lockstep.journal.inbox import Answer, Inbox
 from lockstep.journal.port import Journal
@@ -34,7 +34,6 @@ from lockstep.runtime.answers import answer_approval
 from lockstep.runtime.calling import Desk
 from lockstep.runtime.inputs import Said as ToServer
 from lockstep.runtime.inputs import answer_input
-from lockstep.values import new_token
 from lockstep.wiring import models, running, stores
 from lockstep.wiring.approving import terms_now
 from lockstep.wiring.stores import Store
@@ -57,10 +56,17 @@ class Gateway:
 
 
 async def serve_one(gateway: Gateway, principal: Principal, session: str | None) -> None:
-    """Serve the process that started us over stdio, as this principal, in one session, until it is told to stop."""
+    """Serve the process that started us over stdio, as this principal, until it is told to stop.
+
+    In the session that is named; without one, in the principal's own.
+
+    Raises:
+        ConfigError: nobody can be at the other end.
+    """
+    require_client()
 
     async def serve() -> None:
-        async with _opened(gateway, lambda ctx: principal, session or new_token("stdio-")) as server:
+        async with _opened(gateway, lambda ctx: principal, session or "") as server:
             await serve_stdio(server)
 
     await _until_told_to_stop(serve())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp import types
 from mcp.server.lowlevel.server import Server
 from mcp.shared.message import SessionMessage
+
+from lockstep.errors import ConfigError
 
 MAX_LINE_BYTES = 8 * 2**20
 _Incoming = SessionMessage | Exception
@@ -33,6 +36,24 @@ async def serve_stdio(server: Server[Any]) -> None:
             tasks.start_soon(_write, writer, takes)
             await server.run(incoming, outgoing, server.create_initialization_options())
             tasks.cancel_scope.cancel()
+
+
+def require_client() -> None:
+    """Whether there can be a client at the other end: of a file, or of /dev/null, nobody is.
+
+    Raises:
+        ConfigError: there cannot be.
+    """
+    for number, name in ((0, "input"), (1, "output")):
+        try:
+            mode = os.fstat(number).st_mode
+        except OSError:  # closed
+            mode = 0
+        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(number)):
+            raise ConfigError(
+                f"Standard {name} is no pipe, so there is no client.",
+                remedy="Have an MCP client start this command, or serve HTTP with --http PORT.",
+            )
 
 
 async def _read(reader: asyncio.StreamReader, sends: MemoryObjectSendStream[_Incoming]) -> None:

@@ -31,8 +31,9 @@ def result_of_call(state: State, tool: LockedTool | None, first: CallState | Non
     if (said := _as_the_server_said(call, first, meta, is_error)) is not None:
         return said
     structured = None
-    if tool is not None and "outputSchema" in tool.definition and call.outcome == "ok":
+    if tool is not None and "outputSchema" in tool.definition and not is_error:
         structured = _structured(call.text)
+        is_error = structured is None  # it happened and its result was lost; clients refuse what only says so
     images = [_image(attachment) for attachment in (first or call).attachments if attachment.shown]
     content: list[types.ContentBlock] = [types.TextContent(text=call.text)] if call.text or not images else []
     return types.CallToolResult(

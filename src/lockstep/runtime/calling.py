@@ -12,8 +12,8 @@ import asyncio
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +62,16 @@ class _Session:
     used: float = field(default_factory=time.monotonic)
     busy: int = 0
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Not given up meanwhile."""
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+            self.used = time.monotonic()
+
     def history(self) -> History:
         messages = tuple(message for _, messages in self.window for message in messages)
         return History(messages=messages, receipts=self.receipts, emitted={})
@@ -76,6 +86,9 @@ class Desk:
         self._journal = journal
         self._template = template
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        """By principal and name."""
+        self._own: dict[str, str] = {}
+        """Of each principal, the session that it did not name."""
         self._opening = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
@@ -213,8 +226,7 @@ class Desk:
         follower: Follower,
     ) -> State:
         session = await self._session(caller)
-        session.busy += 1
-        try:
+        with session.in_use():
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
             beside = beside and key not in session.pending  # that is one run, which only one may drive
             guard: AbstractAsyncContextManager[Any] = nullcontext() if beside else session.effects
@@ -230,20 +242,18 @@ class Desk:
                     state = await self._driver.begin(started, session.history(), asked, attendant, follower)
                 self._keep(session, key, state, receipts=not beside)
                 return state
-        finally:
-            session.busy -= 1
-            session.used = time.monotonic()
 
     async def _go_on(
         self, run: RunId, by: str, fetched: bool, attendant: Attendant | None, follower: Follower
     ) -> State:
         state = await read_state(self._journal, run)
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
-        async with session.effects:
-            state = await self._driver.resume(run, by=by, attendant=attendant, follower=follower)
-            key = next((key for key, waits in session.pending.items() if waits == run), "")
-            self._keep(session, key, state, receipts=True, held=not fetched)
-            return state
+        with session.in_use():
+            async with session.effects:
+                state = await self._driver.resume(run, by=by, attendant=attendant, follower=follower)
+                key = next((key for key, waits in session.pending.items() if waits == run), "")
+                self._keep(session, key, state, receipts=True, held=not fetched)
+                return state
 
     def _started(self, caller: Caller, session: _Session, words: str, asked: AskedCall | None) -> RunStarted:
         return replace(
@@ -268,27 +278,32 @@ class Desk:
             session.window.append((state.run, state.transcript.messages[state.history :]))
 
     async def _session(self, caller: Caller) -> _Session:
+        """One object for a session, however it is come by: its locks are what keeps two from driving one run."""
         async with self._opening:
-            known = self._sessions.get((caller.principal, caller.session))
-            if known is not None and (caller.session or time.monotonic() - known.used < SESSION_IDLE_S):
-                self._sessions.move_to_end((caller.principal, caller.session))
-                return known
             name = caller.session or await self._own_session(caller.principal)
-            # One session whether it is named or the principal's own: what it must remember is remembered once.
-            session = self._sessions.get((caller.principal, name)) or await self._open(name, caller)
-            for key in {name, caller.session}:
-                self._sessions[(caller.principal, key)] = session
+            key = (caller.principal, name)
+            if key not in self._sessions:
+                self._sessions[key] = await self._open(name, caller)
+            self._sessions.move_to_end(key)
             while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
-                self._sessions.popitem(last=False)
-            return session
+                (principal, over), _ = self._sessions.popitem(last=False)
+                if self._own.get(principal) == over:
+                    del self._own[principal]
+            return self._sessions[key]
 
     async def _own_session(self, principal: str) -> str:
         """The session that this principal used last and did not name, while it is fresh; else a new one."""
+        known = self._sessions.get((principal, self._own.get(principal, "")))
+        if known is None or not (known.busy or time.monotonic() - known.used < SESSION_IDLE_S):
+            self._own[principal] = await self._own_recorded(principal) or new_token(_OWN)
+        return self._own[principal]
+
+    async def _own_recorded(self, principal: str) -> str:
         for row in await self._journal.runs(limit=MAX_SESSIONS):
             fresh = time.time() - row.last_at_ms / 1000 < SESSION_IDLE_S
             if fresh and (row.principal, row.agent) == (principal, self.agent.name) and row.session.startswith(_OWN):
                 return row.session
-        return new_token(_OWN)
+        return ""
 
     async def _open(self, name: str, caller: Caller) -> _Session:
         rows = await self._journal.runs(session=name)

@@ -237,23 +237,41 @@ class Driver:
         self._keeping.goes_on(live.state.run)
         live.follower.began(live.state.run)
         try:
-            async with self._stops.heeded(), live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
-                while command := do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools):
-                    await self._perform(live, command)
-                await live.flush()
+            async with self._stops.heeded():
+                try:
+                    async with live.follower.breaking.heeded(lambda: acts(live.state, self.agent.tools)):
+                        while command := self._next(live):
+                            await self._perform(live, command)
+                        await live.flush()
+                except BrokenOff:
+                    await self._call_off(live)
         except AgentStopped as stopped:
             await self._tools.end(_kept_for(live.state))  # nothing of it runs on when its suspension is recorded
             for event in halted(live.state, stopped):
-                live.record(event)
-            await live.flush()
-        except BrokenOff:
-            for event in cancelled(live.state, live.state.client or "its client", "its client cancelled it meanwhile"):
                 live.record(event)
             await live.flush()
         finally:
             self._spending.rests(live.state)
             await self._rests(live.state)
         return live.state
+
+    def _next(self, live: Live) -> do.Command | None:
+        return do.decide(self._informed(live), self.agent.budget, now_ms(), self.agent.tools)
+
+    async def _call_off(self, live: Live) -> None:
+        """End a run that its client cancelled; before that, ask after what was let go, where a tool can say.
+
+        Most that cancel have only run out of patience. They ask again, and are owed what became of their call.
+        """
+        why = "its client cancelled it meanwhile"
+        for call in live.state.calls:
+            if call.phase is Phase.INTENDED and self.agent.tools[call.name].repeats.probe is not None:
+                live.record(ev.EffectDoubted(call=call.id, why=why))
+        while isinstance(command := self._next(live), do.Probe):
+            await self._perform(live, command)
+        for event in cancelled(live.state, live.state.client or "its client", why):
+            live.record(event)
+        await live.flush()
 
     async def _rests(self, state: State) -> None:
         """Nobody drives the run now. What serves a client's session goes on serving it."""

@@ -101,26 +101,40 @@ class McpClient:
         Raises:
             BadReply, ServerError, ProcessEnded: it does not speak MCP.
         """
+        silent = False
+        try:
+            async with asyncio.timeout(DISCOVER_S):
+                if await self._is_modern():
+                    return self.protocol
+        except TimeoutError:
+            silent = True
+        try:
+            await self.initialize(LEGACY[0])
+        except Unauthorized:
+            raise
+        except ServerError:  # one that was only slow to start answers by now, and may know nothing else
+            if not silent or not await self._is_modern():
+                raise
+        return self.protocol
+
+    async def _is_modern(self) -> bool:
+        """Whether the server says that it knows the modern revision, which is then the one spoken."""
         self.protocol = MODERN
         for _ in range(2):
             try:
-                async with asyncio.timeout(DISCOVER_S):
-                    found = await self.request("server/discover", {})
+                found = await self.request("server/discover", {})
             except Unauthorized:
                 raise
             except ServerError as error:
                 if error.code == _UNSUPPORTED_VERSION and MODERN in _supported(error.data):
                     continue  # it says that it takes what it refused: asked once more
-                break
-            except TimeoutError:
-                break
+                return False
             versions = found.get("supportedVersions")
             if isinstance(versions, list) and MODERN in versions:
                 self._take_capabilities(found)
-                return self.protocol
-            break
-        await self.initialize(LEGACY[0])
-        return self.protocol
+                return True
+            return False
+        return False
 
     async def resume(self, protocol: str) -> None:
         """Speak a revision that was settled on before: without a round trip where the revision has no handshake.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from test_context import offering, said, tools_of
 from test_serving_calls import ADA, BA1, ERAS, World, http, meta, opened, over_http, run, text
 
 from lockstep.agent.context import LIST, READ, definition
+from lockstep.agent.effect_spec import ProbeSection, Repeats
 from lockstep.gateway.notices import MAX_WAITING
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import build_server
@@ -24,6 +26,7 @@ from lockstep.runtime.reading import doubts, read_state
 from lockstep.tools.port import Listener, Notice, Outcome, PermittedCall, Watched
 
 FAR = "mcp:server"
+PROBE = ProbeSection(tool="look", found="/found", settles_after_s=0)
 AGENT = locked_agent(replace(LOOK, source=FAR), replace(NOTE, source=FAR), replace(BOOK, source=FAR))
 
 
@@ -252,6 +255,26 @@ def test_an_effect_that_is_cancelled_ends_and_is_in_doubt(tmp_path: Path, tool: 
                 assert again.is_error
                 assert "nobody knows yet" in text(again)
                 assert world.tools.count("book") == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("happened", [True, False])
+def test_a_cancelled_effect_that_can_be_asked_after_is_settled_before_the_client_asks_again(
+    tmp_path: Path, happened: bool
+) -> None:
+    """Clients cancel what their own timeout ends, and ask again."""
+    agent = locked_agent(replace(BOOK, repeats=Repeats(probe=PROBE)), LOOK)
+
+    async def work() -> None:
+        async with opened(tmp_path, agent, look=lambda call: ok(json.dumps({"found": happened or None}))) as world:
+            assert await cancelled(world, "book") == ["book"]
+            assert await doubts(world.journal) == []
+            world.tools.functions["book"] = lambda call: ok("booked")
+            async with world.client("legacy") as client:
+                again = await client.call_tool("book", BA1)
+            assert world.tools.count("book") == (1 if happened else 2)
+            assert bool(meta(again, "duplicate_of")) == happened
 
     run(work)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -419,6 +419,25 @@ def test_a_lost_reply_is_told_as_unknown_and_never_repeated(tmp_path: Path, era:
     run(work)
 
 
+@ERAS
+def test_what_is_known_to_have_happened_reaches_a_client_that_was_promised_structure(tmp_path: Path, era: str) -> None:
+    """Which a client takes for the server's fault where it is missing, unless it is told of an error."""
+    agent = locked_agent(replace(BOOK, definition={**BOOK.definition, "outputSchema": {"type": "object"}}))
+
+    async def work() -> None:
+        async with opened(tmp_path, agent, book=lambda call: lost()) as world, world.client(era) as client:
+            await client.list_tools()
+            first = await client.call_tool("book", BA1)
+            await settle(world.journal, meta(first, "run"), happened=True, by="grace")
+            for _ in range(2):
+                again = await client.call_tool("book", BA1)
+                assert again.is_error
+                assert "book did happen, as grace found out" in text(again)
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
 def test_a_call_that_was_under_way_when_the_gateway_died_is_in_doubt(tmp_path: Path) -> None:
     async def work() -> None:
         begun = asyncio.Event()
@@ -456,6 +475,34 @@ def test_a_session_that_nobody_named_is_the_same_one_for_whoever_goes_on_with_it
             await world.desk.go_on(waits.run, by="grace", fetched=False)
             again = await world.desk.call(caller, "book", {"flight": " ba1"})
             assert again.calls[0].duplicate_of == f"{waits.run}/1.0"
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
+def test_who_asks_while_its_approved_call_runs_waits_for_that_one(tmp_path: Path) -> None:
+    """Somebody else approved, and the gateway went on by itself; the client named no session."""
+
+    async def work() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slow(call: PermittedCall) -> Outcome:
+            begun.set()
+            await may_end.wait()
+            return ok("booked")
+
+        agent = locked_agent(policy=ASK_BOOK)
+        async with opened(tmp_path, agent, book=slow) as world:
+            caller = Caller(principal="ada", client="test")
+            waits = await world.desk.call(caller, "book", BA1)
+            await yes(world.journal, waits.calls[0].approval, agent)
+            going_on = asyncio.create_task(world.desk.go_on(waits.run, by="grace", fetched=False))
+            await begun.wait()
+            again = asyncio.create_task(world.desk.call(caller, "book", BA1))
+            await asyncio.wait([again], timeout=0.2)
+            may_end.set()
+            assert (await again).calls[0].text.startswith("booked")
+            await going_on
             assert world.tools.count("book") == 1
 
     run(work)
@@ -590,11 +637,14 @@ async def http(world: World) -> AsyncIterator[str]:
         await serving
 
 
-def over_http(url: str, era: str, name: str = "ada", **more: Any) -> Client:
+def over_http(
+    url: str, era: str, name: str = "ada", *, headers: Mapping[str, str] | None = None, **more: Any
+) -> Client:
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
-    client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=30)
+    sent = {"Authorization": f"Bearer {TOKENS[name]}", **(headers or {})}
+    client = httpx2.AsyncClient(headers=sent, timeout=30)
     return Client(streamable_http_client(url, http_client=client), mode=era, **more)
 
 
@@ -609,6 +659,35 @@ def test_over_http_a_token_is_a_principal_with_a_session_of_its_own(tmp_path: Pa
             assert world.tools.count("book") == 2
             assert {row.principal for row in await world.journal.runs()} == {"ada", "eve"}
             assert len({row.session for row in await world.journal.runs()}) == 2
+
+    run(work)
+
+
+@ERAS
+def test_who_connects_anew_for_each_call_does_nothing_twice(tmp_path: Path, era: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as world, http(world) as url:
+            for _ in range(2):
+                async with over_http(url, era) as client:
+                    told = await client.call_tool("book", BA1)
+            assert meta(told, "duplicate_of")
+            assert world.tools.count("book") == 1
+
+    run(work)
+
+
+@ERAS
+@pytest.mark.parametrize("place", ["header", "call"])
+def test_each_session_that_a_client_names_is_one_of_its_own(tmp_path: Path, era: str, place: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as world, http(world) as url:
+            for name in ("one", "two", "one"):
+                header = {"Lockstep-Session": name} if place == "header" else {}
+                async with over_http(url, era, headers=header) as client:
+                    called = {} if header else {"meta": {"lockstep/session": name}}
+                    await client.call_tool("book", BA1, **called)
+            assert world.tools.count("book") == 2
+            assert {row.session for row in await world.journal.runs()} == {"one", "two"}
 
     run(work)
 

@@ -82,6 +82,14 @@ def test_a_server_that_waits_for_its_handshake_gets_it(monkeypatch: pytest.Monke
     assert protocol == "2025-06-18"
 
 
+def test_a_modern_server_that_is_slow_to_start_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DISCOVER_S", 0.05)
+    modern = speaking(server_discover={"supportedVersions": [MODERN]})
+    starting = iter([True])
+    protocol, server = settled(lambda asked: [] if next(starting, False) else modern(asked))
+    assert (protocol, server.methods) == (MODERN, ["server/discover", "initialize", "server/discover"])
+
+
 @pytest.mark.parametrize("version", ["1.0", MODERN, None, 7], ids=["old", "modern", "none", "number"])
 def test_a_handshake_on_an_unknown_revision_is_refused(version: Any) -> None:
     with pytest.raises(BadReply, match="which is not known here"):
