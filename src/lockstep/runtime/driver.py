@@ -19,7 +19,7 @@ from lockstep.gate.gate import Gate, Release
 from lockstep.gate.permit import Permit
 from lockstep.gate.standing import covers
 from lockstep.journal import events as ev
-from lockstep.journal.port import Journal, RunRow
+from lockstep.journal.port import Journal
 from lockstep.journal.standing import Standing, StandingBook
 from lockstep.journal.stops import require_running
 from lockstep.kernel import decide as do
@@ -46,7 +46,7 @@ from lockstep.runtime.outcomes import (
     retried,
     settled,
 )
-from lockstep.runtime.reading import History, read_history, read_run
+from lockstep.runtime.reading import History, read_history, read_run, require_free
 from lockstep.runtime.sampling import Sampler, within
 from lockstep.runtime.spending import Place, Spending
 from lockstep.runtime.stopping import StopWatch, halted
@@ -116,7 +116,7 @@ class Driver:
         try:
             rows = await self._journal.runs(session=started.session, limit=max(1, self.agent.window_runs))
             if rows:
-                _check_session(started, rows[0])
+                require_free(started, rows[0])
             previous = window([row.run for row in reversed(rows)], self.agent.window_runs)
             history = await self._history(started.session, previous, before=None)
             run = await self._begin(replace(started, previous=previous))
@@ -492,17 +492,3 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _check_session(started: ev.RunStarted, newest: RunRow) -> None:
-    session = started.session
-    if (newest.agent, newest.principal) != (started.agent, started.principal):
-        raise RunError(
-            f"Session {session!r} is a conversation of {newest.principal} with {newest.agent}.",
-            remedy="Use another --session.",
-        )
-    if newest.last not in ev.ENDED:
-        raise RunError(
-            f"Session {session!r} has an unfinished run {newest.run}.",
-            remedy=f"`lockstep resume {newest.run}` or `lockstep cancel {newest.run}`, or use another --session.",
-        )

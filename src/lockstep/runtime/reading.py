@@ -198,3 +198,22 @@ def waiting(runs: Iterable[State | Unreadable]) -> list[Waiting]:
         for call in state.calls
         if call.phase in (Phase.WAITING, Phase.NEEDS_INPUT, Phase.DOUBTED)
     ]
+
+
+def require_free(started: RunStarted, newest: RunRow) -> None:
+    """That a run may begin in the session whose newest one this is.
+
+    Raises:
+        RunError: it is of somebody else or another agent, or that run has not finished.
+    """
+    session = started.session
+    if (newest.agent, newest.principal) != (started.agent, started.principal):
+        raise RunError(
+            f"Session {session!r} is a conversation of {newest.principal} with {newest.agent}.",
+            remedy="Use another --session.",
+        )
+    if newest.last not in ENDED:
+        raise RunError(
+            f"Session {session!r} has an unfinished run {newest.run}.",
+            remedy=f"`lockstep resume {newest.run}` or `lockstep cancel {newest.run}`, or use another --session.",
+        )
