@@ -239,7 +239,7 @@ def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Chang
     if call.kept_task:
         again |= {"task_due": True, "task_unheard": 0 if event.heard else call.task_unheard + 1}
     else:
-        again["task"] = ""
+        again |= _without_task(call)
     return _with_call(state, event.call, again)
 
 
@@ -351,15 +351,25 @@ def _resumed(state: State, call: CallState, event: ev.RunResumed, at_ms: int) ->
     """What of a call changes: whoever resumes ends what a crash left running, and asks anew after what is in doubt."""
     changes: _Changes = {}
     if not call.task_elsewhere and (event.after_crash or state.suspended_for != "input"):
-        changes["task"] = ""  # it went with its sandbox, which only a run that waits for an answer keeps
+        changes = _without_task(call)  # it went with its sandbox, which only a run that waits for an answer keeps
     if call.phase is Phase.DOUBTED:
         changes |= {"probes": 0, "probe_at_ms": at_ms, "task_due": call.kept_task}
         changes |= {"task_unheard": 0, "attempts": 0, "retry_at_ms": 0}
         if event.after_crash:
             changes["doubted_at_ms"] = at_ms
-    elif call.phase is Phase.INTENDED and not call.kept_task:
+    elif changes.get("phase", call.phase) is Phase.INTENDED and not call.kept_task:
         changes["unsure"] = True  # it had been let go, and where it is run again it may have been carried out
     return changes
+
+
+def _without_task(call: CallState) -> _Changes:
+    """A task that is no more, and what was asked and said in it: as far as the call is made again, it begins anew."""
+    if not call.task:
+        return {}
+    gone: _Changes = {"task": "", "asked": "", "answers": ""}
+    if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED):  # the task was under way, which is no time between rounds
+        gone["phase"] = Phase.ALLOWED if call.effect is Effect.READ else Phase.INTENDED
+    return gone
 
 
 def _run_finished(state: State, event: ev.RunFinished, at_ms: int) -> _Changes:
