@@ -236,10 +236,8 @@ def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Chang
     # Asking after a task once more is no attempt that could have been carried out.
     unsure = call.unsure or (event.unknown and not call.kept_task)
     again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
-    if call.kept_task:
-        again |= {"task_due": True, "task_unheard": 0 if event.heard else call.task_unheard + 1}
-    else:
-        again |= _without_task(call)
+    unheard = 0 if event.heard else call.task_unheard + 1
+    again |= {"task_due": True, "task_unheard": unheard} if call.kept_task else _without_task(call)
     return _with_call(state, event.call, again)
 
 
