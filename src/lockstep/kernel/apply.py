@@ -290,7 +290,8 @@ def _task_begun(state: State, event: ev.TaskBegun, at_ms: int) -> _Changes:
     begun |= {"asked": "", "answers": "", "attempts": 0, "retry_at_ms": 0, "task_unheard": 0}
     if call.phase is Phase.ANSWERED:  # a read, which goes on by itself now; an effect is intended, or in doubt
         begun["phase"] = Phase.ALLOWED
-    return {"crashes": 0, **_with_call(state, event.call, begun)}
+    crashes = 0 if event.elsewhere else state.crashes  # what a crash takes along is nothing achieved
+    return {"crashes": crashes, **_with_call(state, event.call, begun)}
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
@@ -362,12 +363,10 @@ def _resumed(state: State, call: CallState, event: ev.RunResumed, at_ms: int) ->
 
 def _without_task(call: CallState) -> _Changes:
     """A task that is no more, and what was asked and said in it: as far as the call is made again, it begins anew."""
-    if not call.task:
-        return {}
-    gone: _Changes = {"task": "", "asked": "", "answers": ""}
-    if call.phase in (Phase.NEEDS_INPUT, Phase.ANSWERED):  # the task was under way, which is no time between rounds
-        gone["phase"] = Phase.ALLOWED if call.effect is Effect.READ else Phase.INTENDED
-    return gone
+    phase = call.phase
+    if phase in (Phase.NEEDS_INPUT, Phase.ANSWERED):  # the task was under way, which is no time between rounds
+        phase = Phase.ALLOWED if call.effect is Effect.READ else Phase.INTENDED
+    return {"phase": phase, "task": "", "asked": "", "answers": ""} if call.task else {}
 
 
 def _run_finished(state: State, event: ev.RunFinished, at_ms: int) -> _Changes:

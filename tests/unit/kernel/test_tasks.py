@@ -182,3 +182,13 @@ def test_a_question_of_a_task_goes_with_its_sandbox(effect: Effect, said: list[e
     assert round_of(run.call("1.0")) is None
     if effect is not Effect.READ:
         assert run.call("1.0").unsure
+
+
+@pytest.mark.parametrize("begun", [BEGUN, HERE])
+def test_a_call_that_brings_us_down_again_and_again_is_not_made_without_end(begun: ev.TaskBegun) -> None:
+    run = under_way(Effect.KEYED)
+    run.says(begun)
+    for _ in range(do.CRASH_LIMIT):
+        assert isinstance(run.next(), do.Execute)
+        run.says(CRASHED, *([intended("1.0"), begun] if begun is HERE else []))
+    assert isinstance(run.next(), do.Doubt)
