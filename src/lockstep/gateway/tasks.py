@@ -212,6 +212,7 @@ class TaskFace:
             result = await self.faces.told(ctx, state, not state.client)
         except MCPError as error:
             return {**_task(state, "failed"), "error": error.error.model_dump(mode="json", exclude_none=True)}
+        self.faces.desk.fetched(state)
         said = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {**_task(state, "completed"), "result": {**said, "resultType": "complete"}}
 

@@ -151,6 +151,12 @@ class Desk:
                 self._keep(session, key, state, receipts=True)
                 return state
 
+    def fetched(self, state: State) -> None:
+        """The client has what this run came to: that is held no longer for whoever asks the same again."""
+        session = self._sessions.get((state.principal, state.session))
+        if session is not None and state.status is Status.FINISHED:
+            session.pending = {key: run for key, run in session.pending.items() if run != state.run}
+
     async def first_of(self, call: CallState) -> CallState | None:
         """The call whose result answers this one, where it was made before; None for any other."""
         run, _, which = call.duplicate_of.partition("/")
