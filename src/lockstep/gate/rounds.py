@@ -47,4 +47,4 @@ def round_digest(call: CallState, digest: Digest) -> Digest:
 
 def _goes_on(call: CallState) -> bool:
     """Whether something was asked of it that is good still: not of a task that is no more, nor of before that."""
-    return bool(call.task or call.asked)
+    return bool(call.task or (call.rounds and (call.asked or call.answers)))
