@@ -392,7 +392,10 @@ for line in sys.stdin:
         ASKED += 1
         DOES
         send(id=number, result=task())
+    elif method == "tasks/update":
+        send(id=number, result={})
 """
+ASKS = f"send(id=number, result=task(status='input_required', inputRequests={{'q%d' % ASKED: {FORM}}})); continue"
 DONE_THEN = "send(id=number, result=task(status='completed', result={'content': [{'type': 'text', 'text': 'done'}]}))"
 IN_SANDBOXES: Mapping[str, tuple[str, str]] = {
     "is silent": ("time.sleep(1000)", "timeout"),
@@ -407,6 +410,7 @@ IN_SANDBOXES: Mapping[str, tuple[str, str]] = {
         f"if ASKED == 4: {DONE_THEN}; continue\n        send(id=number, result=task(more='x' * 40_000)); continue",
         "ok",
     ),
+    "asks without end": (ASKS, "input_refused"),
 }
 
 

@@ -28,8 +28,8 @@ class Round:
 
 
 def round_of(call: CallState) -> Round | None:
-    """What this call goes on with; None in its first round."""
-    if not call.rounds and not call.task:
+    """What this call goes on with; None in its first round, and where it begins anew."""
+    if not _goes_on(call):
         return None
     responses = json.loads(call.answers) if call.answers else {}
     state = None if call.task else json.loads(call.asked).get("state")
@@ -38,8 +38,13 @@ def round_of(call: CallState) -> Round | None:
 
 def round_digest(call: CallState, digest: Digest) -> Digest:
     """The identity of the next round of a call with this digest: its own, in the first."""
-    if not call.rounds and not call.task:
+    if not _goes_on(call):
         return digest
     task = {"task": call.task} if call.task else {}
     said = {"answers": sha256(call.answers.encode()), "asked": call.asked_digest, "round": call.rounds}
     return digest_json({"call": digest, **said, **task})
+
+
+def _goes_on(call: CallState) -> bool:
+    """Whether something was asked of it that is good still: not of a task that is no more, nor of before that."""
+    return bool(call.task or (call.rounds and (call.asked or call.answers)))

@@ -165,7 +165,7 @@ class TaskFace:
         state = await self._task_of(ctx, principal, params)
         if (follower := self._followers.get(state.run)) is not None:
             follower.breaking.off(effects=True)
-        elif state.status is Status.SUSPENDED:
+        elif state.status is Status.SUSPENDED and state.suspended_for != "in_doubt":  # which is an end, and said
             self._keep(asyncio.create_task(self.faces.desk.cancel(state.run, by=principal.name)), state.run, None)
         return {"resultType": "complete"}
 
@@ -212,6 +212,7 @@ class TaskFace:
             result = await self.faces.told(ctx, state, not state.client)
         except MCPError as error:
             return {**_task(state, "failed"), "error": error.error.model_dump(mode="json", exclude_none=True)}
+        self.faces.desk.fetched(state)
         said = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {**_task(state, "completed"), "result": {**said, "resultType": "complete"}}
 

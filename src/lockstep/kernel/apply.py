@@ -236,10 +236,8 @@ def _effect_retried(state: State, event: ev.EffectRetried, at_ms: int) -> _Chang
     # Asking after a task once more is no attempt that could have been carried out.
     unsure = call.unsure or (event.unknown and not call.kept_task)
     again: _Changes = {"attempts": event.attempt, "retry_at_ms": at_ms + event.delay_ms, "unsure": unsure}
-    if call.kept_task:
-        again |= {"task_due": True, "task_unheard": 0 if event.heard else call.task_unheard + 1}
-    else:
-        again["task"] = ""
+    unheard = 0 if event.heard else call.task_unheard + 1
+    again |= {"task_due": True, "task_unheard": unheard} if call.kept_task else _without_task(call)
     return _with_call(state, event.call, again)
 
 
@@ -292,7 +290,8 @@ def _task_begun(state: State, event: ev.TaskBegun, at_ms: int) -> _Changes:
     begun |= {"asked": "", "answers": "", "attempts": 0, "retry_at_ms": 0, "task_unheard": 0}
     if call.phase is Phase.ANSWERED:  # a read, which goes on by itself now; an effect is intended, or in doubt
         begun["phase"] = Phase.ALLOWED
-    return {"crashes": 0, **_with_call(state, event.call, begun)}
+    crashes = 0 if event.elsewhere else state.crashes  # what a crash takes along is nothing achieved
+    return {"crashes": crashes, **_with_call(state, event.call, begun)}
 
 
 def _effect_doubted(state: State, event: ev.EffectDoubted, at_ms: int) -> _Changes:
@@ -351,15 +350,23 @@ def _resumed(state: State, call: CallState, event: ev.RunResumed, at_ms: int) ->
     """What of a call changes: whoever resumes ends what a crash left running, and asks anew after what is in doubt."""
     changes: _Changes = {}
     if not call.task_elsewhere and (event.after_crash or state.suspended_for != "input"):
-        changes["task"] = ""  # it went with its sandbox, which only a run that waits for an answer keeps
+        changes = _without_task(call)  # it went with its sandbox, which only a run that waits for an answer keeps
     if call.phase is Phase.DOUBTED:
         changes |= {"probes": 0, "probe_at_ms": at_ms, "task_due": call.kept_task}
         changes |= {"task_unheard": 0, "attempts": 0, "retry_at_ms": 0}
         if event.after_crash:
             changes["doubted_at_ms"] = at_ms
-    elif call.phase is Phase.INTENDED and not call.kept_task:
+    elif changes.get("phase", call.phase) is Phase.INTENDED and not call.kept_task:
         changes["unsure"] = True  # it had been let go, and where it is run again it may have been carried out
     return changes
+
+
+def _without_task(call: CallState) -> _Changes:
+    """A task that is no more, and what was asked and said in it: as far as the call is made again, it begins anew."""
+    phase = call.phase
+    if phase in (Phase.NEEDS_INPUT, Phase.ANSWERED):  # the task was under way, which is no time between rounds
+        phase = Phase.ALLOWED if call.effect is Effect.READ else Phase.INTENDED
+    return {"phase": phase, "task": "", "asked": "", "answers": ""} if call.task else {}
 
 
 def _run_finished(state: State, event: ev.RunFinished, at_ms: int) -> _Changes:

@@ -144,11 +144,18 @@ class Desk:
         """
         state = await read_state(self._journal, run)
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
-        async with session.effects:
-            state = await cancel(self._journal, run, by=by)
-            key = next((key for key, waits in session.pending.items() if waits == run), "")
-            self._keep(session, key, state, receipts=True)
-            return state
+        with session.in_use():
+            async with session.effects:
+                state = await cancel(self._journal, run, by=by)
+                key = next((key for key, waits in session.pending.items() if waits == run), "")
+                self._keep(session, key, state, receipts=True)
+                return state
+
+    def fetched(self, state: State) -> None:
+        """The client has what this run came to: that is held no longer for whoever asks the same again."""
+        session = self._sessions.get((state.principal, state.session))
+        if session is not None and state.status is Status.FINISHED:
+            session.pending = {key: run for key, run in session.pending.items() if run != state.run}
 
     async def first_of(self, call: CallState) -> CallState | None:
         """The call whose result answers this one, where it was made before; None for any other."""
@@ -299,15 +306,16 @@ class Desk:
         return self._own[principal]
 
     async def _own_recorded(self, principal: str) -> str:
-        for row in await self._journal.runs(limit=MAX_SESSIONS):
+        for row in await self._journal.runs(principal=principal, agent=self.agent.name, limit=MAX_SESSIONS):
             fresh = time.time() - row.last_at_ms / 1000 < SESSION_IDLE_S
-            if fresh and (row.principal, row.agent) == (principal, self.agent.name) and row.session.startswith(_OWN):
+            if fresh and row.session.startswith(_OWN):
                 return row.session
         return ""
 
     async def _open(self, name: str, caller: Caller) -> _Session:
         rows = await self._journal.runs(session=name)
-        if rows and (rows[0].principal, rows[0].agent) != (caller.principal, self.agent.name):
+        held = any(named == name and principal != caller.principal for principal, named in self._sessions)
+        if held or any((row.principal, row.agent) != (caller.principal, self.agent.name) for row in rows):
             raise RunError("This session belongs to somebody else, or to another agent.", remedy="Begin another one.")
         finished = [row.run for row in reversed(rows) if row.last in ENDED]
         history = await read_history(self._journal, name, (), before=None, receipts=True)

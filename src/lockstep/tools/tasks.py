@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lockstep.kernel.decide import MAX_ROUNDS
 from lockstep.sandbox.contract import Process
 from lockstep.tools.client import CANCEL_TASK, GET_TASK, UPDATE_TASK, BadReply, McpClient, ServerError
 from lockstep.tools.inputs import Asked, BadQuestion, read_result
@@ -77,6 +78,9 @@ class Following:
         self._told: set[str] = set()
         """Keys of questions that were answered: a server may go on listing them for a while."""
         self._heard = False
+        self._ends = 0.0
+        self._questions = MAX_ROUNDS
+        """How often it may still ask whoever is there."""
 
     @property
     def known(self) -> bool:
@@ -123,23 +127,21 @@ class Following:
 
     async def _to_its_end(self) -> Mapping[str, Any] | Asked | Outcome:
         now = asyncio.get_running_loop().time
-        ends, given_up = now() + self._tasks.left_s, False
+        self._ends, given_up = now() + self._tasks.left_s, False
         while True:
-            await asyncio.sleep(max(0.0, min(self._wait_s, ends - now())))
+            await asyncio.sleep(max(0.0, min(self._wait_s, self._ends - now())))
             task = read_task(await self._request(GET_TASK), self._name)
             self._heard, self._wait_s = True, task.wait_s
             if task.status == "input_required" and not given_up:
-                began = now()
                 if (asks := await self._answered(task)) is not None:
                     return asks
-                ends += now() - began  # a person's time
             elif (ended := self._ended(task)) is not None:
                 return ended
-            if now() >= ends:
+            if now() >= self._ends:
                 if given_up:
                     return self._overdue()
                 await self._give_up()
-                given_up, ends = True, now() + min(task.wait_s, _GOODBYE_S)
+                given_up, self._ends = True, now() + min(task.wait_s, _GOODBYE_S)
 
     async def _request(self, method: str, more: JsonObject | None = None) -> Mapping[str, Any]:
         """One request about the task, with the time and the output of one."""
@@ -201,8 +203,15 @@ class Following:
     async def _answered_at_once(self, asked: Asked) -> Outcome | None:
         """Have whoever is there answer: the task lives as long as its sandbox does, which is that of this call."""
         said = None if asked.unanswerable or asked.open else asked.responses({})
+        self._questions -= 1
+        if self._questions < 0:
+            text = f"Not carried out: {self._call.tool.name} asked for input more than {MAX_ROUNDS} times."
+            return Outcome(kind="input_refused", text=text)
         if self._ask is not None:
+            now = asyncio.get_running_loop().time
+            began = now()
             said = await self._ask(asked)
+            self._ends += now() - began  # a person's time; what its server takes to hear the answer is its own
         if said is None:
             text = f"Not carried out: {self._call.tool.name} asked for input, and got none."
             return Outcome(kind="input_refused", text=text)

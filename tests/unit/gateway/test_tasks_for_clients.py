@@ -325,12 +325,31 @@ def test_a_task_whose_outcome_nobody_knows_says_so(tmp_path: Path) -> None:
             await slow(call)
             return lost()
 
-        async with gateway(tmp_path, book=lose) as (_, raw):
+        async with gateway(tmp_path, book=lose) as (world, raw):
             made = await raw.call()
             slow.may_end.set()
             done = await raw.until(made["taskId"], "completed")
             assert done["result"]["isError"] is True
             assert "Nobody knows whether book happened" in done["result"]["content"][0]["text"]
+            await raw.ask("tasks/cancel", {"taskId": made["taskId"]})  # it has ended: nothing changes
+            await world.desk.close(5)
+            assert (await raw.get(made["taskId"]))["status"] == "completed"
+
+    run(work)
+
+
+def test_a_result_that_its_task_has_told_is_not_kept_for_the_next_call(tmp_path: Path) -> None:
+    async def work() -> None:
+        agent = locked_agent(BOOK, LOOK, policy=ASK_BOOK)
+        async with gateway(tmp_path, agent) as (world, raw):
+            made = await raw.call()
+            state = await read_state(world.journal, made["taskId"])
+            await yes(world.journal, state.calls[0].approval, agent)
+            await world.desk.go_on(state.run, by="grace", fetched=False)
+            assert (await raw.get(made["taskId"]))["status"] == "completed"
+            again = await raw.call()
+            assert again["_meta"]["lockstep/run"] != made["taskId"]
+            assert again["_meta"]["lockstep/duplicate_of"] == f"{made['taskId']}/1.0"
 
     run(work)
 

@@ -154,3 +154,41 @@ def test_nothing_becomes_a_task_that_was_not_let_go() -> None:
     recorded = ev.Recorded(seq=3, at_ms=T0, event=BEGUN, hash=b"")
     with pytest.raises(JournalCorrupt):
         fold(run.state, [recorded])
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+@pytest.mark.parametrize("lost", [CRASHED, replace(UNHEARD, outcome="task_lost")])
+def test_a_task_that_began_after_an_answer_and_is_lost_leaves_a_call_that_begins_anew(
+    effect: Effect, lost: ev.Event
+) -> None:
+    run = under_way(effect)
+    answered = [ASKED, GIVEN] if effect is Effect.READ else [ASKED, GIVEN, intended("1.0")]
+    run.says(*answered, HERE, lost)
+    command = run.next()
+    assert isinstance(command, do.Doubt if effect is Effect.ONCE else do.Execute)
+    assert round_of(run.call("1.0")) is None
+    assert round_digest(run.call("1.0"), DIGEST) == DIGEST
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+@pytest.mark.parametrize("said", [[], [GIVEN]])
+@pytest.mark.parametrize("ended", [CRASHED, RESUMED])
+def test_a_question_of_a_task_goes_with_its_sandbox(effect: Effect, said: list[ev.Event], ended: ev.Event) -> None:
+    run = under_way(effect)
+    stopped = [] if ended is CRASHED else [ev.RunSuspended(reason="agent_stopped", call="", message="stopped")]
+    run.says(HERE, ASKED, *said, *stopped, ended)
+    command = run.next()
+    assert isinstance(command, do.Doubt if effect is Effect.ONCE else do.Execute)
+    assert round_of(run.call("1.0")) is None
+    if effect is not Effect.READ:
+        assert run.call("1.0").unsure
+
+
+@pytest.mark.parametrize("begun", [BEGUN, HERE])
+def test_a_call_that_brings_us_down_again_and_again_is_not_made_without_end(begun: ev.TaskBegun) -> None:
+    run = under_way(Effect.KEYED)
+    run.says(begun)
+    for _ in range(do.CRASH_LIMIT):
+        assert isinstance(run.next(), do.Execute)
+        run.says(CRASHED, *([intended("1.0"), begun] if begun is HERE else []))
+    assert isinstance(run.next(), do.Doubt)
