@@ -133,7 +133,7 @@ def _call(call: CallState, difference: str) -> dict[str, Any]:
         "outcome": call_outcome(call),
         "result": call.text,
         "tier": call.tier or None,
-        "duration_ms": call.duration_ms,
+        "duration_ms": round(call.duration_ms, 3),
     }
     if call.attachments:
         out["attachments"] = [
