@@ -46,7 +46,7 @@ test-nested:  ## the microVM tier on the real Firecracker, in an emulated machin
 
 adapters:  ## the scripts of docs/adapters, with other people's frameworks before a gateway
 	@$(PYTHON) scripts/setup.py --dev
-	.venv/bin/python -m pytest -m adapters tests/adapters
+	.venv/bin/python -m pytest --reruns 1 -raR -m adapters tests/adapters
 
 check:  ## format, lint and types
 	@$(PYTHON) scripts/setup.py --dev --no-system
