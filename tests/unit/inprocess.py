@@ -10,7 +10,8 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lockstep.agent.effect_spec import Repeats
 from lockstep.agent.locked import Budget, LockedAgent, LockedTool
@@ -21,6 +22,7 @@ from lockstep.gate.permit import Permit
 from lockstep.gate.policy import Policies
 from lockstep.journal import events as ev
 from lockstep.journal.port import Journal, Stop, Stops
+from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import State
 from lockstep.model.port import (
     AskedCall,
@@ -35,6 +37,7 @@ from lockstep.model.port import (
 )
 from lockstep.runtime.answers import Answer, answer_approval
 from lockstep.runtime.driver import Driver
+from lockstep.tools.inputs import read_result
 from lockstep.tools.port import Ask, Outcome, PermittedCall
 from lockstep.values import Digest, Effect, JsonObject, Tier, digest_json, now_ms
 
@@ -42,6 +45,7 @@ ALLOW_ALL = "permit (principal, action, resource);\n"
 ASK_BOOK = ALLOW_ALL + '@ask("Book it?") forbid (principal, action == Action::"book", resource);'
 ANY_ARGUMENTS: JsonObject = {"type": "object"}
 
+T = TypeVar("T")
 Function = Callable[[PermittedCall], Outcome | Awaitable[Outcome]]
 
 
@@ -258,3 +262,30 @@ async def answer(
 
 def types_of(recorded: Sequence[ev.Recorded]) -> list[str]:
     return [item.event.TYPE for item in recorded]
+
+
+def during(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
+    """What work with a store comes to, within half a minute."""
+
+    async def bounded() -> T:
+        journal = SQLiteJournal.open(path)
+        try:
+            return await asyncio.wait_for(work(journal), 30)
+        finally:
+            await journal.close()
+
+    return asyncio.run(bounded())
+
+
+def rounds(*asked: dict[str, Any]) -> Callable[[PermittedCall], Outcome]:
+    """A modern server's tool that asks these, one after another, and then says what it was told last."""
+
+    def book(call: PermittedCall) -> Outcome:
+        place = 0 if call.round is None else int(call.round.state or 0)
+        if place < len(asked):
+            result = {"inputRequests": asked[place], "requestState": str(place + 1)}
+            return Outcome(kind="input_required", text="asks", asked=read_result(result, call.may_ask))
+        assert call.round is not None
+        return ok(json.dumps(call.round.responses))
+
+    return book

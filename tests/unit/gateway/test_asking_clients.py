@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import BOOK, LOOK, locked_agent, ok, types_of
+from inprocess import BOOK, LOOK, locked_agent, ok, rounds, types_of
 from mcp import Client, MCPError
 from mcp import types as mcp_types
 from test_serving_calls import ADA, ERAS, World, meta, opened, run, text
@@ -37,20 +37,6 @@ ROOTS = {"method": "roots/list", "params": {}}
 ASKING = replace(BOOK, asks=("elicitation", "sampling", "roots"), source="mcp:/usr/bin/airline --x")
 AGENT = locked_agent(ASKING)
 BA1 = {"flight": "BA1"}
-
-
-def rounds(*asked: dict[str, Any]) -> Any:
-    """A tool that asks these, one after another, and then says what it was told last."""
-
-    def book(call: PermittedCall) -> Outcome:
-        place = 0 if call.round is None else int(call.round.state or 0)
-        if place < len(asked):
-            result = {"inputRequests": asked[place], "requestState": str(place + 1)}
-            return Outcome(kind="input_required", text="asks", asked=read_result(result, call.may_ask))
-        assert call.round is not None
-        return ok(json.dumps(call.round.responses))
-
-    return book
 
 
 class Person:

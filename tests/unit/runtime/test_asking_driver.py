@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from inprocess import (
@@ -18,6 +18,7 @@ from inprocess import (
     ListedModel,
     call,
     driver_of,
+    during,
     locked_agent,
     lost,
     ok,
@@ -43,7 +44,6 @@ from lockstep.tools.inputs import Asked, read_request, read_result
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import JsonObject
 
-T = TypeVar("T")
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "default": 1}}}
 FORM = {"method": "elicitation/create", "params": {"message": "Well?", "requestedSchema": SCHEMA}}
 YES: JsonObject = {"q": {"action": "accept", "content": {"n": 2}}}
@@ -66,17 +66,6 @@ def then(*outcomes: Outcome) -> Callable[[PermittedCall], Outcome]:
     """A tool that meets with these, one after another."""
     left = list(outcomes)
     return lambda call: left.pop(0)
-
-
-def during(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
-    async def bounded() -> T:
-        journal = SQLiteJournal.open(path)
-        try:
-            return await asyncio.wait_for(work(journal), 30)
-        finally:
-            await journal.close()
-
-    return asyncio.run(bounded())
 
 
 def booking(journal: SQLiteJournal, tools: Functions, name: str = "book", **more: Any) -> Driver:

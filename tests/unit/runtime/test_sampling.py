@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import BOOK, LOOK, Functions, ListedModel, call, driver_of, locked_agent, ok, reply, started, types_of
+from inprocess import (
+    BOOK,
+    LOOK,
+    Functions,
+    ListedModel,
+    call,
+    driver_of,
+    locked_agent,
+    ok,
+    reply,
+    rounds,
+    started,
+    types_of,
+)
 
 from lockstep.agent.budget import Limits
 from lockstep.agent.locked import Budget, LockedTool
@@ -28,7 +41,7 @@ from lockstep.runtime.reading import doubts, read_run, read_state, verify_run
 from lockstep.runtime.recording import recording_of
 from lockstep.runtime.sampling import MODEL
 from lockstep.telemetry.tree import Node, build_tree
-from lockstep.tools.inputs import read_request, read_result
+from lockstep.tools.inputs import read_request
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import JsonObject, now_ms
 
@@ -52,20 +65,6 @@ def samples(tool: LockedTool) -> LockedTool:
 TOOLS = (samples(BOOK), samples(LOOK))
 PLENTY = Budget(steps=50)
 Book = Callable[[PermittedCall], Outcome | Awaitable[Outcome]]
-
-
-def rounds(*asked: dict[str, Any]) -> Book:
-    """A modern server's tool that asks these, one after another, and then says what it was told last."""
-
-    def book(call: PermittedCall) -> Outcome:
-        place = 0 if call.round is None else int(call.round.state or 0)
-        if place < len(asked):
-            result = {"inputRequests": asked[place], "requestState": str(place + 1)}
-            return Outcome(kind="input_required", text="asks", asked=read_result(result, call.may_ask))
-        assert call.round is not None
-        return ok(json.dumps(call.round.responses))
-
-    return book
 
 
 class World:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from inprocess import (
@@ -17,6 +17,7 @@ from inprocess import (
     ListedModel,
     call,
     driver_of,
+    during,
     locked_agent,
     locked_tool,
     ok,
@@ -37,8 +38,6 @@ from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Effect, JsonObject, RunId
-
-T = TypeVar("T")
 
 
 def elsewhere(tool: LockedTool) -> LockedTool:
@@ -70,17 +69,6 @@ def task(*outcomes: Outcome | BaseException, name: str = "t-1") -> Callable[[Per
         return now
 
     return behave
-
-
-def during(path: Path, work: Callable[[SQLiteJournal], Awaitable[T]]) -> T:
-    async def bounded() -> T:
-        journal = SQLiteJournal.open(path)
-        try:
-            return await asyncio.wait_for(work(journal), 30)
-        finally:
-            await journal.close()
-
-    return asyncio.run(bounded())
 
 
 def driver(journal: SQLiteJournal, tools: Functions, name: str = "book", **more: Any) -> Driver:
