@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +273,25 @@ def served(agent: Agent) -> Iterator[str]:
         process.communicate(timeout=60)
 
 
-def what_waits(agent: Agent) -> Any:
+def eventually(look: Callable[[], Any]) -> Any:
+    """What `look` finds, as soon as it finds something."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if waiting := agent("approvals", "--json").json["waiting"]:
-            return waiting[0]
+        if found := look():
+            return found
         time.sleep(0.1)
-    raise AssertionError("nothing waits")
+    raise AssertionError("it never came")
+
+
+def what_waits(agent: Agent) -> Any:
+    (waiting,) = eventually(lambda: agent("approvals", "--json").json["waiting"])
+    return waiting
+
+
+def knows_its_task(agent: Agent) -> bool:
+    """Whether the agent's record names the task; killed before that, its call is in doubt, and must be."""
+    (action,) = agent("why", the_run(agent), "--json").json["actions"]
+    return bool(action["task"])
 
 
 @pytest.mark.sandbox
@@ -292,6 +304,7 @@ def test_our_host_asks_our_gateway_after_a_call_that_waits_for_a_person_and_may_
         agent = make_agent(tmp_path / "clerk", code="", tools=entry, script=script)
         with running(agent):
             waits = what_waits(bank)
+            eventually(lambda: knows_its_task(agent))
         run = the_run(agent)  # it was killed while it asked
         assert bank("approve", waits["approval"], "--by", "grace").code == FINISHED
         done = agent("resume", run)
