@@ -9,12 +9,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lockstep.agent.effect_spec import Repeats
-from lockstep.agent.locked import Budget, LockedAgent, LockedTool
+from lockstep.agent.locked import Budget, LockedAgent, LockedTool, Remote
 from lockstep.agent.spec import LimitsSection, ModelSection
 from lockstep.gate.approvals import Terms
 from lockstep.gate.gate import Gate
@@ -112,6 +113,11 @@ class NeverStopped:
 
     def stop_of(self, agent: str) -> Stop | None:
         return None
+
+
+def elsewhere(tool: LockedTool) -> LockedTool:
+    """The tool on a server that is not ours, whose calls may go on as tasks."""
+    return replace(tool, task_s=100.0, remote=Remote(url="http://127.0.0.1:1/", headers={}, oauth=None))
 
 
 def gate_of(agent: LockedAgent, stops: Stops | None = None) -> Gate:

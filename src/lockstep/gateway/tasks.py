@@ -165,6 +165,8 @@ class TaskFace:
         state = await self._task_of(ctx, principal, params)
         if (follower := self._followers.get(state.run)) is not None:
             follower.breaking.off(effects=True)
+        elif state.status is Status.RUNNING:
+            self.faces.desk.break_off(state.run)
         elif state.status is Status.SUSPENDED and state.suspended_for != "in_doubt":  # which is an end, and said
             self._keep(asyncio.create_task(self.faces.desk.cancel(state.run, by=principal.name)), state.run, None)
         return {"resultType": "complete"}

@@ -91,6 +91,8 @@ class Desk:
         """Of each principal, the session that it did not name."""
         self._opening = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._recovered: dict[RunId, Follower] = {}
+        """Of runs that an earlier process left to go on as tasks: how they are broken off."""
         freeing = {rule.tool for tool in self.agent.tools.values() for rule in tool.repeats.released_by}
         self._alone = {name for name, tool in self.agent.tools.items() if name in freeing or not _goes_beside(tool)}
 
@@ -151,6 +153,11 @@ class Desk:
                 self._keep(session, key, state, receipts=True)
                 return state
 
+    def break_off(self, run: RunId) -> None:
+        """Break off a run that goes on although the process it began in is gone, also in the middle of an effect."""
+        if (follower := self._recovered.get(run)) is not None:
+            follower.breaking.off(effects=True)
+
     def fetched(self, state: State) -> None:
         """The client has what this run came to: that is held no longer for whoever asks the same again."""
         session = self._sessions.get((state.principal, state.session))
@@ -184,7 +191,8 @@ class Desk:
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
             if any(call.phase in _LET_GO and call.kept_task for call in state.calls):
-                self._beside(self._go_on(row.run, "the gateway", False, None, Follower()))
+                self._recovered[row.run] = follower = Follower()
+                self._beside(self._go_on(row.run, "the gateway", False, None, follower))
             elif any(call.phase in _LET_GO for call in state.calls):
                 await self._driver.resume(row.run, by="the gateway")
             else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from inprocess import ASK_BOOK, BOOK, LOOK, ListedModel, locked_agent, lost, ok, reply
+from inprocess import ASK_BOOK, BOOK, LOOK, ListedModel, elsewhere, locked_agent, lost, ok, reply
 from test_asking_clients import FORM, rounds
 from test_serving_calls import ACCEPT, BA1, TOKENS, World, http, opened, run, yes
 
@@ -298,6 +298,39 @@ def test_a_task_that_is_cancelled_while_it_acts_is_in_doubt(tmp_path: Path) -> N
             (doubt,) = await doubts(world.journal)
             assert doubt.state.run == made["taskId"]  # type: ignore[union-attr]
             assert (await raw.ask("tasks/cancel", {"taskId": made["taskId"]}))["resultType"] == "complete"
+
+    run(work)
+
+
+def test_a_task_that_an_earlier_process_began_can_be_cancelled(tmp_path: Path) -> None:
+    async def work() -> None:
+        asked_after, broken_off = asyncio.Event(), asyncio.Event()
+
+        async def behave(call: PermittedCall) -> Outcome:
+            assert call.tasks is not None
+            if call.round is None:
+                await call.tasks.begun("t-1")
+            else:
+                asked_after.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                broken_off.set()
+            raise AssertionError("unreachable")
+
+        agent = locked_agent(elsewhere(BOOK), LOOK)
+        async with gateway(tmp_path, agent, book=behave) as (world, raw):
+            made = await raw.call()
+            await world.desk.close(0)
+        broken_off.clear()
+        async with gateway(tmp_path, agent, book=behave) as (world, raw):
+            await asked_after.wait()
+            assert (await raw.get(made["taskId"]))["status"] == "working"
+            assert (await raw.ask("tasks/cancel", {"taskId": made["taskId"]}))["resultType"] == "complete"
+            await raw.until(made["taskId"], "cancelled")
+            assert broken_off.is_set()
+            (doubt,) = await doubts(world.journal)
+            assert doubt.state.run == made["taskId"]  # type: ignore[union-attr]
 
     run(work)
 

@@ -18,6 +18,7 @@ from inprocess import (
     call,
     driver_of,
     during,
+    elsewhere,
     locked_agent,
     locked_tool,
     ok,
@@ -26,7 +27,6 @@ from inprocess import (
     types_of,
 )
 
-from lockstep.agent.locked import LockedTool, Remote
 from lockstep.errors import StoreError
 from lockstep.journal import events as ev
 from lockstep.journal.sqlite import SQLiteJournal
@@ -38,11 +38,6 @@ from lockstep.runtime.driver import Driver
 from lockstep.runtime.reading import read_run, read_state
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import Effect, JsonObject, RunId
-
-
-def elsewhere(tool: LockedTool) -> LockedTool:
-    return replace(tool, task_s=100.0, remote=Remote(url="http://127.0.0.1:1/", headers={}, oauth=None))
-
 
 NOTE = locked_tool("note", Effect.IDEMPOTENT, retries=2)
 AGENT = locked_agent(*map(elsewhere, (BOOK, PAY, LOOK, NOTE)))
