@@ -3,6 +3,7 @@
 #   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
 #   RECORDING=... LIMIT=n   what `make airline`, `make duplicates` and `make injections` replay
 #   FIRECRACKER_BIN=file JAILER_BIN=file   what `make test-nested` runs (the jailer may lie beside it)
+#   BACKENDS=...        those that `make hostile` attacks
 #   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
 
 PYTHON ?= python3
@@ -18,6 +19,7 @@ AIRLINE := $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
 INJECTIONS := $(LOCKSTEP_DATA)/agentdojo_gpt-4o_banking+slack.jsonl.zst
 RECORDING ?=
 LIMIT ?=
+BACKENDS ?=
 UPGRADE ?=
 # Images of containers set this; without bytecode every start of `lockstep` compiles all it imports, at twice the time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -89,9 +91,9 @@ duplicates:  ## repeated calls in recorded conversations: caught, let through, s
 	@.venv/bin/python examples/duplicates/measure.py \
 	    $(if $(RECORDING),--recording "$(RECORDING)") $(if $(LIMIT),--limit $(LIMIT))
 
-hostile:  ## hostile payloads against every isolation backend of this machine, as a table
+hostile:  ## hostile payloads against every isolation backend of this machine, as a table; BACKENDS="gvisor emulated"
 	@$(PYTHON) scripts/setup.py --dev
-	@.venv/bin/python tests/security/hostile.py
+	@.venv/bin/python tests/security/hostile.py $(BACKENDS)
 
 conformance:  ## the protocol's conformance suite against the gateway; needs npm
 	@$(PYTHON) scripts/setup.py --dev

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import certifi
+import pytest
 
 CANARY = "canary-7f3a-nobody-may-see-this"
 WAIT_S = 20.0
@@ -184,3 +188,15 @@ def responses_plain(said: Said) -> bytes:
             },
         }
     ).encode()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A single root to trust in place of all, which every client loads anew: that takes longer than its requests, and
+    no request here is encrypted."""
+    first, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    root = tmp_path_factory.mktemp("trusted") / "root.pem"
+    root.write_text(first + end)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SSL_CERT_FILE", str(root))
+        yield

@@ -1,15 +1,10 @@
-"""The protocol's own conformance suite against the gateway: all server scenarios that a revision requires.
-
-In front of the server of everything in `tests/conformance/everything`, in a sandbox, behind gate and journal.
-"""
+"""What the conformance script makes of the protocol's own suite, all of which `make conformance` runs, and CI."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,25 +26,6 @@ def suite() -> None:
         conformance.set_up(npm)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"the conformance suite cannot be set up: {error}")
-
-
-@pytest.fixture(scope="module")
-def url(suite: None) -> Iterator[str]:
-    if sys.version_info[:2] != (3, 11) or not os.path.exists("/usr/bin/python3.11"):
-        pytest.skip("the pinned packages of the suite's server are for Python 3.11 here and in /usr/bin")
-    try:
-        conformance.set_up_server()
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"the packages of the suite's server cannot be installed: {error}")
-    with conformance.gateway(True) as found:
-        yield found
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("revision", conformance.REVISIONS)
-def test_every_scenario_that_is_required_of_a_server_passes(url: str, revision: str) -> None:
-    """Over 3 s: some forty scenarios with a client each, and a sandbox for each session of the legacy era."""
-    assert conformance.scored(revision, url) == conformance.Score(conformance.REVISIONS[revision], 0)
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

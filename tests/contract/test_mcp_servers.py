@@ -154,6 +154,7 @@ NEEDS = {"gvisor": ("runsc", "runsc"), "process": ("bwrap", "bubblewrap")}
 class World:
     port: int
     folder: Path
+    """With one store for all, so that packages are copied into it once."""
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +197,12 @@ def test_a_server_runs_sandboxed_behind_the_gate(name: str, tier: str, world: Wo
 
 def _runs(server: Server, name: str, tier: str, world: World, directory: Path) -> None:
     _write(directory, server, _placed(name, server.entry, world), world, tier)
-    locked = _lockstep(directory, "lock")
+    locked = _lockstep(world, directory, "lock")
     assert locked.returncode == 0, locked.stderr
     tools = json.loads((directory / "agent.lock").read_text())["dimensions"]["tools"]["parts"]
     eras = {part["value"]["protocol"] for each, part in tools.items() if each.startswith("tool s__")}
     assert eras == {server.era}
-    ran = _lockstep(directory, "run", "go", "--json")
+    ran = _lockstep(world, directory, "run", "go", "--json")
     assert ran.returncode == 0, ran.stderr
     calls = json.loads(ran.stdout)["calls"]
     seen = [(call["outcome"], call["tier"]) for call in calls]
@@ -251,16 +252,6 @@ def test_a_server_that_keeps_to_nothing_touches_what_was_declared_and_no_more(
         assert subprocess.run(git, capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_what_a_server_writes_stays_in_its_sandbox(world: World, tmp_path: Path) -> None:
-    directory = tmp_path / "agent"
-    _write(directory, SERVERS["filesystem"], _placed("filesystem", SERVERS["filesystem"].entry, world), world)
-    assert _lockstep(directory, "lock").returncode == 0
-    assert _lockstep(directory, "run", "go", "--json").returncode == 0
-    assert [path.name for path in (directory / "notes").iterdir()] == ["a.txt"]
-    branches = subprocess.run(["git", "-C", str(world.folder / "repo"), "branch"], capture_output=True, text=True)
-    assert "other" not in branches.stdout
-
-
 def test_packages_that_changed_since_the_lock_do_not_run(world: World, tmp_path: Path) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -268,17 +259,17 @@ def test_packages_that_changed_since_the_lock_do_not_run(world: World, tmp_path:
     directory = tmp_path / "agent"
     server = Server(python("here", json.dumps([PATH, "/runtime/packages/server.py"])), (("one", {}, "1", "ok"),))
     _write(directory, server, server.entry.replace("HERE", str(packages)), world)
-    assert _lockstep(directory, "lock").returncode == 0
-    assert _lockstep(directory, "run", "go").returncode == 0
+    assert _lockstep(world, directory, "lock").returncode == 0
+    assert _lockstep(world, directory, "run", "go").returncode == 0
     (packages / "more.py").write_text("")
-    ran = _lockstep(directory, "run", "go")
+    ran = _lockstep(world, directory, "run", "go")
     assert ran.returncode == 2
     assert "differs from agent.lock in tools: tool s__one" in ran.stderr
-    again = _lockstep(directory, "lock")
+    again = _lockstep(world, directory, "lock")
     assert again.returncode == 2
     assert "runtime packages: " in again.stderr
-    assert _lockstep(directory, "tools", "approve", "s__one").returncode == 0
-    assert _lockstep(directory, "run", "go").returncode == 0
+    assert _lockstep(world, directory, "tools", "approve", "s__one").returncode == 0
+    assert _lockstep(world, directory, "run", "go").returncode == 0
 
 
 SMALL = """
@@ -322,13 +313,13 @@ def _write(directory: Path, server: Server, entry: str, world: World, tier: str 
     (directory / "script.jsonl").write_text(script)
 
 
-def _lockstep(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def _lockstep(world: World, directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
     head, *rest = command
     place = [head, rest.pop(0), "."] if head == "tools" else [head, "."]
     return subprocess.run(
         [sys.executable, "-m", "lockstep", *place, *rest],
         cwd=directory,
-        env={**os.environ, "LOCKSTEP_STORE": str(directory / "store")},
+        env={**os.environ, "LOCKSTEP_STORE": str(world.folder / "store")},
         capture_output=True,
         text=True,
         timeout=240,

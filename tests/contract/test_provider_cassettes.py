@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from provider_server import one_root  # noqa: F401 - a fixture that is there for all of them
 
 from lockstep.model.port import Failure, FailureKind, Prompt, Reply, Settings, UserMessage
 from lockstep.model.providers import open_provider

@@ -12,7 +12,18 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from provider_server import CANARY, WAIT_S, Answer, Provider, Said, openai_events, openai_plain, pieces, sse
+from provider_server import (
+    CANARY,
+    WAIT_S,
+    Answer,
+    Provider,
+    Said,
+    one_root,  # noqa: F401 - a fixture that is there for all of them
+    openai_events,
+    openai_plain,
+    pieces,
+    sse,
+)
 
 from lockstep.model.port import (
     AskedCall,

@@ -237,7 +237,7 @@ class ProviderModel:
     prices: Prices | None = None
     _connect: Callable[[], Upstream] = field(repr=False)
     _secret: str = field(repr=False)
-    _upstream: Upstream = field(repr=False)
+    _upstream: Upstream | None = field(repr=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, repr=False)
 
     @property
@@ -287,18 +287,18 @@ class ProviderModel:
     async def _on_this_loop(self) -> Upstream:
         """The connection for the running event loop; connections belong to the loop that opened them."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._loop is not None:
-                self._upstream = self._connect()
+        if self._upstream is None or self._loop not in (None, loop):
+            self._upstream, self._loop = self._connect(), None
+        if self._loop is None:
             await self._upstream.__aenter__()
             self._loop = loop
         return self._upstream
 
     async def close(self) -> None:
         """Close the connections; the next request would open new ones."""
-        if self._loop is asyncio.get_running_loop():
+        if self._upstream is not None and self._loop is asyncio.get_running_loop():
             await self._upstream.__aexit__(None, None, None)
-            self._upstream, self._loop = self._connect(), None
+            self._upstream = self._loop = None
 
     def _reply(self, response: ModelResponse) -> Reply:
         provider = response.provider_name or self.name.partition(":")[0]
