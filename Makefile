@@ -3,7 +3,6 @@
 #   TESTS=...           what `make test` runs; WORKERS=n  how many processes run it
 #   RECORDING=... LIMIT=n   what `make airline`, `make duplicates` and `make injections` replay
 #   FIRECRACKER_BIN=file JAILER_BIN=file   what `make test-nested` runs (the jailer may lie beside it)
-#   BACKENDS=...        those that `make hostile` attacks
 #   UPGRADE=1           `make relock` takes the newest versions pyproject.toml allows
 
 PYTHON ?= python3
@@ -19,13 +18,12 @@ AIRLINE := $(LOCKSTEP_DATA)/tau1_airline_gpt-4o.jsonl.zst
 INJECTIONS := $(LOCKSTEP_DATA)/agentdojo_gpt-4o_banking+slack.jsonl.zst
 RECORDING ?=
 LIMIT ?=
-BACKENDS ?=
 UPGRADE ?=
 # Images of containers set this; without bytecode every start of `lockstep` compiles all it imports, at twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
+.PHONY: help setup demo test test-emulated test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
 .PHONY: bench-mcp injections hostile conformance adapters relock clean
 
 help:  ## this list
@@ -41,6 +39,10 @@ demo:  ## the travel example from a request to a booking, offline, in sandboxes
 test:  ## the tests; TESTS=tests/unit narrows
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(RERUNS) $(TESTS)
+
+test-emulated:  ## the sandbox contract and hostile code in microVMs that are emulated in software
+	@$(PYTHON) scripts/setup.py --dev
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 -raR -m emulated tests/contract tests/security
 
 test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
 	@$(PYTHON) scripts/setup.py --dev
@@ -91,9 +93,9 @@ duplicates:  ## repeated calls in recorded conversations: caught, let through, s
 	@.venv/bin/python examples/duplicates/measure.py \
 	    $(if $(RECORDING),--recording "$(RECORDING)") $(if $(LIMIT),--limit $(LIMIT))
 
-hostile:  ## hostile payloads against every isolation backend of this machine, as a table; BACKENDS="gvisor emulated"
+hostile:  ## hostile payloads against every isolation backend of this machine, as a table
 	@$(PYTHON) scripts/setup.py --dev
-	@.venv/bin/python tests/security/hostile.py $(BACKENDS)
+	@.venv/bin/python tests/security/hostile.py
 
 conformance:  ## the protocol's conformance suite against the gateway; needs npm
 	@$(PYTHON) scripts/setup.py --dev

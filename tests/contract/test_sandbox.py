@@ -88,7 +88,7 @@ def emulated(state_dir: Path) -> Backend:
 BACKENDS = [
     pytest.param(gvisor, id="gvisor"),
     pytest.param(bubblewrap, id="bubblewrap"),
-    pytest.param(emulated, id="emulated"),
+    pytest.param(emulated, id="emulated", marks=pytest.mark.emulated),
 ]
 
 
