@@ -20,7 +20,7 @@ from typing import Any
 
 from lockstep.agent.context import COMPLETE
 from lockstep.agent.locked import LockedTool
-from lockstep.errors import JournalCorrupt, LockstepError, RunError
+from lockstep.errors import JournalCorrupt, LockstepError, RunError, StoreError
 from lockstep.journal.events import ENDED, RunStarted
 from lockstep.journal.port import Journal, RunRow
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
@@ -329,19 +329,24 @@ class Desk:
         """Settle the runs of this session that broke off, as the next process would, and remember what they left.
 
         Raises:
-            LockstepError: the store fails still, or what one did cannot be read: the session does not go on.
+            RunError: the store fails still, or what one did cannot be read: the session does not go on.
         """
         for run in sorted(session.broken):
             try:
-                state = await read_state(self._journal, run)
-            except RunError:  # nothing of it is recorded, so nothing was done
-                session.broken.discard(run)
-                continue
-            if state.client and state.status is Status.RUNNING:
-                state = await self._settled(state)
+                await self._mend_run(session, run)
+            except StoreError as error:
+                raise RunError(_UNSETTLED.format(code=error.code)) from error
             session.broken.discard(run)
-            acted = state.client and state.effects  # and so whoever asks the same again is owed what became of it
-            self._keep(session, _key_of(state) if acted else "", state, receipts=True, held=True)
+
+    async def _mend_run(self, session: _Session, run: RunId) -> None:
+        try:
+            state = await read_state(self._journal, run)
+        except RunError:  # nothing of it is recorded, so nothing was done
+            return
+        if state.client and state.status is Status.RUNNING:
+            state = await self._settled(state)
+        acted = state.client and state.effects  # and so whoever asks the same again is owed what became of it
+        self._keep(session, _key_of(state) if acted else "", state, receipts=True, held=True)
 
     async def _settled(self, state: State) -> State:
         """A client's run that nobody drives any more: what it let go is asked after or in doubt; else it ends."""
@@ -435,6 +440,10 @@ _OWN = "mcp-"
 _UNRECORDED = (
     "Nobody knows yet what became of this: its record could not be written ({code}). Ask for the same again to learn"
     " it; what was let go is not made twice."
+)
+_UNSETTLED = (
+    "Not done now: what became of an earlier call of this session is not known yet, because the record cannot be read"
+    " or written ({code}). Ask again later."
 )
 _LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
 
