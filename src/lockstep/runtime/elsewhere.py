@@ -58,7 +58,7 @@ class Elsewhere:
         rows = [row for row in await self._rows(state, within) if row.run != state.run]
         lefts = [*[await self._left(row) for row in rows], Left(receipts={}, freed=state.freed)]
         mine = await self._journal.position(state.run, state.next_seq - 1)
-        for receipt in ordered(lefts).get(call.dedupe_key, ()):
+        for receipt in ordered(lefts, call.dedupe_key).get(call.dedupe_key, ()):
             if receipt.stands(state.last_at_ms) and await self._intended_at(receipt) < mine:
                 return receipt
         return None
@@ -92,14 +92,14 @@ class Elsewhere:
         return known[1]
 
 
-def ordered(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
-    """By key the receipts of these runs (oldest run first): those that a later call of any has ended, then the others,
-    each oldest first.
+def ordered(lefts: Iterable[Left], only: str | None = None) -> dict[str, list[Receipt]]:
+    """By key (`only` this one, if it is named) the receipts of these runs (oldest run first): those that a later call
+    of any has ended, then the others, each oldest first.
     """
     made: dict[str, list[tuple[Moment, Receipt]]] = {}
     ended: dict[str, Moment] = {}
     for place, left in enumerate(lefts):
-        for key, receipt in left.receipts.items():
+        for key, receipt in left.receipts.items() if only is None else _of(left, only):
             made.setdefault(key, []).append(((receipt.at_ms, place), receipt))
         for term, at_ms in left.freed.items():
             ended[term] = max(ended.get(term, (0, 0)), (at_ms, place))
@@ -111,3 +111,7 @@ def ordered(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
         ]
         found[key] = sorted(after, key=lambda each: not each.freed)
     return found
+
+
+def _of(left: Left, key: str) -> list[tuple[str, Receipt]]:
+    return [(key, left.receipts[key])] if key in left.receipts else []
