@@ -153,6 +153,23 @@ def test_a_gateway_that_is_told_to_stop_ends_in_order_and_leaves_no_sandbox(
     assert _sandboxes(agent) == []
 
 
+def test_a_gateway_that_is_told_to_stop_while_messages_come_in_ends_in_order(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    pipe = subprocess.PIPE
+    arguments = command("gateway", agent.directory, "--store", agent.store)
+    with subprocess.Popen(arguments, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"jsonrpc": "2.0", "id": 0, "method": "ping"}\n')
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdin.write(b'{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}\n' * 500)
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
 def _sandboxes(agent: Agent) -> list[Path]:
     return list((agent.store / "sandboxes").glob("sandboxes/*.json"))
 
