@@ -6,6 +6,7 @@ The second half asks what only a store in one SQLite file can be asked: other pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -1078,6 +1079,17 @@ def test_where_no_store_can_be_the_sentence_says_so(sqlite_store: SQLiteStore, t
     (sqlite_store.directory / DATABASE).mkdir(parents=True)
     with pytest.raises(StoreError, match="unable to open"):
         sqlite_store.open()
+
+
+def test_a_store_that_was_begun_and_holds_nothing_is_not_called_damaged(sqlite_store: SQLiteStore) -> None:
+    sqlite_store.directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(sqlite_store.directory / DATABASE)) as begun_only:
+        begun_only.execute("PRAGMA journal_mode=WAL")  # its maker was killed here
+    with pytest.raises(StoreError, match="holds nothing yet") as caught:
+        SQLiteJournal.open_readonly(sqlite_store.directory)
+    assert not isinstance(caught.value, StoreDamaged)
+    assert during(sqlite_store, lambda journal: journal.runs()) == []
+    SQLiteJournal.open_readonly(sqlite_store.directory)
 
 
 # --- SQLite: a store that may only be read ---

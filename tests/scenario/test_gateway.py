@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from commandline import (
     BAD_INPUT,
@@ -153,6 +154,23 @@ def test_a_gateway_that_is_told_to_stop_ends_in_order_and_leaves_no_sandbox(
     assert _sandboxes(agent) == []
 
 
+def test_a_gateway_that_is_told_to_stop_while_messages_come_in_ends_in_order(clerk: Agent, tmp_path: Path) -> None:
+    agent = clerk.with_store(tmp_path / "store")
+    pipe = subprocess.PIPE
+    arguments = command("gateway", agent.directory, "--store", agent.store)
+    with subprocess.Popen(arguments, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"jsonrpc": "2.0", "id": 0, "method": "ping"}\n')
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdin.write(b'{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}\n' * 500)
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
 def _sandboxes(agent: Agent) -> list[Path]:
     return list((agent.store / "sandboxes").glob("sandboxes/*.json"))
 
@@ -186,6 +204,39 @@ def test_a_gateway_killed_in_a_call_leaves_it_in_doubt_and_the_next_does_not_rep
     assert "Nobody knows whether book happened" in text(again)
     assert len(agent("runs", "--json").json["runs"]) == 1
     assert "book" in agent("doubts").out
+
+
+def test_who_waits_over_http_for_a_gateway_that_stops_is_told_so(tmp_path: Path) -> None:
+    agent = make_agent(tmp_path / "slow", code=SLOW, tools='[[tools]]\npython = "tools.py"\n')
+    env = {"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    body = {"name": "book", "arguments": {"flight": "BA1"}, "_meta": meta}
+    headers = {
+        "Authorization": "Bearer lsg_test",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "book",
+    }
+
+    async def ask(url: str, process: subprocess.Popen[str]) -> int:
+        async with httpx.AsyncClient(headers=headers, timeout=60) as client:
+            asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": body}
+            asking = asyncio.create_task(client.post(url, json=asked))
+            until = time.monotonic() + WAIT_S
+            while not await asyncio.to_thread(lambda: "intended" in agent("show", "last", "--json").all):
+                assert time.monotonic() < until
+            process.send_signal(signal.SIGTERM)
+            return (await asking).status_code
+
+    with over_http(agent, env=env) as (url, process):
+        assert asyncio.run(ask(url, process)) == 503
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_line_without_an_end_ends_the_connection_and_not_the_store(clerk: Agent, tmp_path: Path) -> None:

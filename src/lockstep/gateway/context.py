@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from lockstep.agent.context import COMPLETE, LIST, METHODS, PROMPT, READ, listed_in, plain_name
 from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.errors import AgentStopped, LockstepError, RunError
-from lockstep.gateway.telling import META, reply_of, waiting_text
+from lockstep.gateway.telling import META, nothing_done, reply_of, waiting_text
 from lockstep.kernel.state import State
 from lockstep.values import JsonObject
 
@@ -196,7 +196,7 @@ def said_as_errors() -> Iterator[None]:
     except (AgentStopped, RunError) as error:
         raise MCPError(types.INVALID_REQUEST, error.message) from error
     except LockstepError as error:
-        raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
+        raise MCPError(types.INTERNAL_ERROR, nothing_done(error)) from error
 
 
 def is_context(tool: LockedTool) -> bool:

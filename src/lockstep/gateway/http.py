@@ -7,6 +7,7 @@ the principal that began it.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lockstep.gateway.asking import Context
 from lockstep.gateway.principals import Principal, Principals
@@ -91,6 +92,31 @@ class _Guard:
         await self._app(scope, receive, send)
 
 
+class CutOff:
+    """Requests that are cut off because the gateway stops end as responses do: whoever has no answer yet gets 503."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sends(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sends)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if begun:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await JSONResponse({"error": "stopping"}, 503, {"Retry-After": "1"})(scope, receive, send)
+
+
 class _Rated:
     """One request of the principal's rate for each that comes."""
 
@@ -119,7 +145,7 @@ def build_app(server: Server[Any], door: Door) -> Starlette:
     )
     endpoint: Any = StreamableHTTPASGIApp(manager)
     routes: list[BaseRoute] = []
-    middleware = [Middleware(_Guard, security=security)]
+    middleware = [Middleware(CutOff), Middleware(_Guard, security=security)]
     if door.open_to is None:
         resource = AnyHttpUrl(door.issuer.resource) if door.issuer else None
         metadata = build_resource_metadata_url(resource) if resource else None

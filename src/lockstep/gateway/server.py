@@ -26,7 +26,7 @@ from lockstep.gateway.context import ContextFace, Settled, is_context
 from lockstep.gateway.notices import Notices
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.tasks import Faces, Handing, TaskFace, approving
-from lockstep.gateway.telling import error_of_call, failed, question_of, result_of_ask, result_of_call
+from lockstep.gateway.telling import error_of_call, failed, nothing_done, question_of, result_of_ask, result_of_call
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, State
 from lockstep.kernel.transcript import definitions
@@ -192,7 +192,7 @@ class _Face:
         except (AgentStopped, RunError) as error:
             return failed(error.message)
         except LockstepError as error:
-            raise MCPError(types.INTERNAL_ERROR, f"Nothing was done: {error.code}. The operator sees why.") from error
+            raise MCPError(types.INTERNAL_ERROR, nothing_done(error)) from error
 
     async def judged(self, ctx: Context, params: Any, name: str, arguments: JsonObject) -> Settled:
         """A call that a request of the client other than `tools/call` comes to."""

@@ -31,11 +31,14 @@ async def serve_stdio(server: Server[Any]) -> None:
     async with _wire() as (reader, writer):
         sends, incoming = anyio.create_memory_object_stream[_Incoming](0)
         outgoing, takes = anyio.create_memory_object_stream[SessionMessage](0)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_read, reader, sends)
-            tasks.start_soon(_write, writer, takes)
-            await server.run(incoming, outgoing, server.create_initialization_options())
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_read, reader, sends)
+                tasks.start_soon(_write, writer, takes)
+                await server.run(incoming, outgoing, server.create_initialization_options())
+                tasks.cancel_scope.cancel()
+        except* anyio.BrokenResourceError:  # a message came while we were told to stop: nobody takes it any more
+            pass
 
 
 def require_client() -> None:

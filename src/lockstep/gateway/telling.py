@@ -10,6 +10,7 @@ from mcp import MCPError, types
 from pydantic import ValidationError
 
 from lockstep.agent.locked import LockedTool
+from lockstep.errors import LockstepError
 from lockstep.kernel.apply import JOINED
 from lockstep.kernel.state import CallState, Phase, State, Status
 from lockstep.runtime.stopping import AGENT_STOPPED
@@ -87,8 +88,13 @@ def result_of_ask(state: State) -> types.CallToolResult:
 
 
 def failed(text: str) -> types.CallToolResult:
-    """Nothing was done, and why."""
+    """Why nothing was done, or nobody knows yet what was."""
     return _said(text, {}, error=True)
+
+
+def nothing_done(error: LockstepError) -> str:
+    """That a request came to nothing. It may be the retry of one that did not."""
+    return f"This request did nothing, and says nothing of an earlier one: {error.code}. The operator sees why."
 
 
 def question_of(call: CallState, principal: str) -> str:

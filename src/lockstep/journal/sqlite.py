@@ -98,9 +98,12 @@ class SQLiteJournal:
             raise StoreError(
                 f"There is no store at {directory}.", remedy="Run an agent first, or name it with --store."
             )
-        journal = cls(directory, lock_fd=None)._whole()
+        journal = cls(directory, lock_fd=None)
         try:
-            if check_version(journal._reader, path) < OLDEST_READABLE:
+            version = check_version(journal._reader, path)
+            if not version and not journal._query("SELECT 1 FROM sqlite_master", ()):  # whoever began it got no further
+                raise StoreError(f"The store {directory} holds nothing yet.", remedy="A command that writes makes it.")
+            if version < OLDEST_READABLE:
                 raise StoreError(
                     f"The store {directory} is of an older version.", remedy="A command that writes brings it forward."
                 )
@@ -110,7 +113,7 @@ class SQLiteJournal:
         except StoreError:
             journal._reader.close()
             raise
-        return journal
+        return journal._whole()
 
     def _whole(self) -> Self:
         try:

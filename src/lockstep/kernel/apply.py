@@ -8,7 +8,7 @@ from typing import Any
 from lockstep.errors import JournalCorrupt
 from lockstep.journal import events as ev
 from lockstep.journal.attachments import unpack
-from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status
+from lockstep.kernel.state import CallState, Emitted, Phase, Receipt, State, Status, after
 from lockstep.kernel.transcript import Transcript
 from lockstep.kernel.usage import same_call
 from lockstep.model.port import AskedCall, AssistantMessage, ToolMessage, UserMessage
@@ -429,7 +429,8 @@ def _with_receipt(
     if (standing := state.receipts.get(call.dedupe_key)) and (call.again or call.own_key):
         # A run that is read by itself has no receipt of earlier ones: what stands there is this call's own doubt.
         before = standing.before if standing.where == where else standing
-    receipts = {key: receipt.after(freed) for key, receipt in state.receipts.items() if key != call.dedupe_key}
+    receipts = after(state.receipts, freed)
+    receipts.pop(call.dedupe_key, None)
     if call.dedupe_key and outcome in ("ok", "result_unusable", "in_doubt"):
         in_doubt = outcome == "in_doubt"
         receipts[call.dedupe_key] = Receipt(

@@ -184,6 +184,12 @@ class Receipt:
         return self.in_doubt or (not self.freed and (self.until_ms is None or now_ms < self.until_ms))
 
 
+def after(receipts: Mapping[str, Receipt], freed: Collection[str]) -> dict[str, Receipt]:
+    """A copy of these receipts, those that any of these terms ends ended. Most calls end none: then none is looked at,
+    as a session may have thousands."""
+    return {key: each.after(freed) for key, each in receipts.items()} if freed else dict(receipts)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Emitted:
     """A call of an earlier reply that succeeded, as an adapter that emits it again would repeat it."""
@@ -209,7 +215,7 @@ class Left:
 
     def after(self, earlier: Mapping[str, Receipt]) -> dict[str, Receipt]:
         """The receipts there are after this run, where `earlier` were there before it."""
-        return {key: each.after(self.freed) for key, each in earlier.items()} | dict(self.receipts)
+        return after(earlier, self.freed) | dict(self.receipts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,14 +12,15 @@ import asyncio
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import Any
 
 from lockstep.agent.context import COMPLETE
 from lockstep.agent.locked import LockedTool
-from lockstep.errors import JournalCorrupt, RunError
+from lockstep.errors import JournalCorrupt, LockstepError, RunError, StoreError
 from lockstep.journal.events import ENDED, RunStarted
 from lockstep.journal.port import Journal, RunRow
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
@@ -38,6 +39,8 @@ MAX_SESSIONS = 1000
 """Sessions held in memory. Another is read from the journal again when it is heard of."""
 _LOOKED_AT = 10
 """How many times its size the window is looked for in the runs of a session that is opened again."""
+MEND_S = (1.0, 2.0, 5.0, 15.0, 30.0)
+"""Before it is tried again to settle a run that broke off; the last for as long as it takes."""
 CLIENT_WORDS = "(a call of an MCP client)"
 """What stands where the user's words stand: nothing in a client's arguments can be traced to it."""
 
@@ -58,6 +61,9 @@ class _Session:
     window: deque[tuple[RunId, tuple[Message, ...]]]
     pending: dict[str, RunId] = field(default_factory=dict)
     """Runs that wait, by what was asked: who asks the same again is told of that run, not given another."""
+    broken: set[RunId] = field(default_factory=set)
+    """Runs that an error ended while they were driven. What they did stands in the journal, and not in `receipts`."""
+    mending: asyncio.Task[None] | None = None
     effects: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = field(default_factory=time.monotonic)
     busy: int = 0
@@ -110,7 +116,8 @@ class Desk:
 
         Raises:
             AgentStopped: somebody stopped the agent.
-            RunError: the session is another principal's.
+            RunError: the session is another principal's; or the record failed once the call had been let go, so that
+                nobody knows yet what became of it. Who asks the same again is told.
             StoreError: nothing could be recorded, so nothing was done.
         """
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
@@ -193,13 +200,15 @@ class Desk:
             if any(call.phase in _LET_GO and call.kept_task for call in state.calls):
                 self._recovered[row.run] = follower = Follower()
                 self._beside(self._go_on(row.run, "the gateway", False, None, follower))
-            elif any(call.phase in _LET_GO for call in state.calls):
-                await self._driver.resume(row.run, by="the gateway")
             else:
-                await cancel(self._journal, row.run, by="the gateway: it ended before the call was let go")
+                await self._settled(state)
 
     async def close(self, grace_s: float) -> None:
         """Wait for calls that are under way, for so long; what is left then is recovered by the next process."""
+        mending = [session.mending for session in self._sessions.values() if session.mending is not None]
+        for task in mending:
+            task.cancel()
+        await asyncio.gather(*mending, return_exceptions=True)
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=grace_s)
         for task in self._under_way:
@@ -248,13 +257,16 @@ class Desk:
             async with guard:
                 if follower.breaking.broken:
                     raise asyncio.CancelledError  # nobody waits for it, and nothing of it has begun
-                if (waits := session.pending.get(key)) is not None:
-                    state = await self._driver.resume(
-                        waits, by=caller.principal, attendant=attendant, follower=follower
-                    )
-                else:
-                    started = self._started(caller, session, words, asked)
-                    state = await self._driver.begin(started, session.history(), asked, attendant, follower)
+                if not beside:
+                    await self._mend(session)
+                async with self._driving(session, follower) as heard:
+                    if (waits := session.pending.get(key)) is not None:
+                        state = await self._driver.resume(
+                            waits, by=caller.principal, attendant=attendant, follower=heard
+                        )
+                    else:
+                        started = self._started(caller, session, words, asked)
+                        state = await self._driver.begin(started, session.history(), asked, attendant, heard)
                 self._keep(session, key, state, receipts=not beside)
                 return state
 
@@ -265,10 +277,83 @@ class Desk:
         session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
         with session.in_use():
             async with session.effects:
-                state = await self._driver.resume(run, by=by, attendant=attendant, follower=follower)
+                async with self._driving(session, follower) as heard:
+                    state = await self._driver.resume(run, by=by, attendant=attendant, follower=heard)
                 key = next((key for key, waits in session.pending.items() if waits == run), "")
                 self._keep(session, key, state, receipts=True, held=not fetched)
                 return state
+
+    @asynccontextmanager
+    async def _driving(self, session: _Session, follower: Follower) -> AsyncIterator[Follower]:
+        """Drive a run of this session. One that an error ends is settled before the session goes on: what it let go is
+        in the journal, and would be let go once more by who looked only at what is remembered here.
+
+        Raises:
+            RunError: it had let something go.
+        """
+        driven: list[RunId] = []
+
+        def began(run: RunId) -> None:
+            driven.append(run)
+            follower.began(run)
+
+        try:
+            yield replace(follower, began=began)
+        except Exception as error:
+            if driven:
+                session.broken.update(driven)
+                if session.mending is None or session.mending.done():
+                    session.mending = asyncio.create_task(self._mend_later(session))
+                if isinstance(error, LockstepError) and await self._may_have_acted(driven[-1]):
+                    raise RunError(_UNRECORDED.format(code=error.code)) from error
+            raise
+
+    async def _may_have_acted(self, run: RunId) -> bool:
+        try:
+            return (await read_state(self._journal, run)).effects > 0
+        except RunError:
+            return False  # not even its beginning is recorded
+        except LockstepError:
+            return True
+
+    async def _mend_later(self, session: _Session) -> None:
+        with session.in_use():
+            for pause_s in chain(MEND_S, repeat(MEND_S[-1])):
+                await asyncio.sleep(pause_s)
+                with suppress(LockstepError):
+                    async with session.effects:
+                        await self._mend(session)
+                    return
+
+    async def _mend(self, session: _Session) -> None:
+        """Settle the runs of this session that broke off, as the next process would, and remember what they left.
+
+        Raises:
+            RunError: the store fails still, or what one did cannot be read: the session does not go on.
+        """
+        for run in sorted(session.broken):
+            try:
+                await self._mend_run(session, run)
+            except StoreError as error:
+                raise RunError(_UNSETTLED.format(code=error.code)) from error
+            session.broken.discard(run)
+
+    async def _mend_run(self, session: _Session, run: RunId) -> None:
+        try:
+            state = await read_state(self._journal, run)
+        except RunError:  # nothing of it is recorded, so nothing was done
+            return
+        if state.client and state.status is Status.RUNNING:
+            state = await self._settled(state)
+        acted = state.client and state.effects  # and so whoever asks the same again is owed what became of it
+        self._keep(session, _key_of(state) if acted else "", state, receipts=True, held=True)
+
+    async def _settled(self, state: State) -> State:
+        """A client's run that nobody drives any more: what it let go is asked after or in doubt; else it ends."""
+        if any(call.phase in _LET_GO for call in state.calls):
+            self._recovered[state.run] = follower = Follower()
+            return await self._driver.resume(state.run, by="the gateway", follower=follower)
+        return await cancel(self._journal, state.run, by="the gateway: it ended before the call was let go")
 
     def _started(self, caller: Caller, session: _Session, words: str, asked: AskedCall | None) -> RunStarted:
         return replace(
@@ -352,6 +437,14 @@ class Desk:
 
 
 _OWN = "mcp-"
+_UNRECORDED = (
+    "Nobody knows yet what became of this: its record could not be written ({code}). Ask for the same again to learn"
+    " it; what was let go is not made twice."
+)
+_UNSETTLED = (
+    "Not done now: what became of an earlier call of this session is not known yet, because the record cannot be read"
+    " or written ({code}). Ask again later."
+)
 _LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
 
 

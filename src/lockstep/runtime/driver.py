@@ -214,6 +214,7 @@ class Driver:
             raise JournalCorrupt(f"Run {state.run} is not resumed: {seen.problem}.", remedy=remedy)
         if state.status is Status.RUNNING:
             await self._tools.sweep()  # what is left of a call must be dead before anybody asks what it did
+        live.resumed = True
         live.record(ev.RunResumed(by=by, after_crash=state.status is Status.RUNNING))
         await live.flush()  # at once, so that a run which brings us down before it gets anywhere is counted and stopped
         return await self._drive(live)
@@ -365,8 +366,7 @@ class Driver:
         await live.flush()
         if len(work) == 1:
             call, item, permit = work[0]
-            once = call.effect is Effect.ONCE and item.tool.once_for_principal and item.round is None
-            if once and (other := await self._elsewhere.before(live.state, call)):
+            if other := await self._elsewhere.before(live.state, call, item, resumed=live.resumed):
                 live.record(joined(call, other))
             else:
                 await self._execute_alone(live, call, item, permit)

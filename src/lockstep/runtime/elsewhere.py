@@ -1,8 +1,10 @@
-"""What the other sessions of a principal with an agent did, live runs of other processes included.
+"""What other runs of a principal with an agent did, in other sessions and live in other processes included.
 
-For tools whose calls are made once for a principal (`dedupe_scope = "principal"`). It is asked twice: before such a
+For tools whose calls are made once for a principal (`dedupe_scope = "principal"`) it is asked twice: before such a
 call is judged, and once its intent is durable and before it runs. The journal puts all appends in one order, so of two
-sessions that intend the same call at one moment at least the later sees the other, and only the earlier runs.
+sessions that intend the same call at one moment at least the later sees the other, and only the earlier runs. The
+second question is asked as well of a call made once in its session that was judged before its run was resumed: while
+it waited for a person, or nobody drove it, another run of the session may have made the same one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from lockstep.journal.port import Journal, RunRow
 from lockstep.kernel.state import CallState, Left, Receipt, State
 from lockstep.runtime.extracts import left_in
 from lockstep.runtime.reading import read_state
-from lockstep.values import RunId
+from lockstep.tools.port import PermittedCall
+from lockstep.values import Effect, RunId
 
 Moment = tuple[int, int]
 """Milliseconds, and the place of the run in the order of their starts: of two at once, the later run's is later."""
@@ -40,17 +43,22 @@ class Elsewhere:
         ]
         return {key: receipts[-1] for key, receipts in ordered(lefts).items()}
 
-    async def before(self, state: State, call: CallState) -> Receipt | None:
-        """What another run intended before this call (whose own intent is the newest event) and stands against it.
+    async def before(self, state: State, call: CallState, item: PermittedCall, *, resumed: bool) -> Receipt | None:
+        """What another run intended before this call (whose own intent is the newest event) and stands against it: any
+        of the principal's; or of this session, where this run was `resumed` after the call may have been judged.
 
-        Nothing does against a deliberate repeat, which is one of something that was made.
+        Only `once` needs it: the calls of one `keyed` effect have one key. Nothing stands against a deliberate repeat,
+        which is one of something that was made.
         """
-        if call.again:
+        everywhere = item.tool.once_for_principal
+        looks = everywhere or (resumed and item.tool.once_only and item.tool.repeats.scope == "session")
+        if not looks or call.effect is not Effect.ONCE or item.round is not None or call.again:
             return None
-        rows = [row for row in await self._rows(state) if row.run != state.run]
+        within = None if everywhere else state.session
+        rows = [row for row in await self._rows(state, within) if row.run != state.run]
         lefts = [*[await self._left(row) for row in rows], Left(receipts={}, freed=state.freed)]
         mine = await self._journal.position(state.run, state.next_seq - 1)
-        for receipt in ordered(lefts).get(call.dedupe_key, ()):
+        for receipt in ordered(lefts, call.dedupe_key).get(call.dedupe_key, ()):
             if receipt.stands(state.last_at_ms) and await self._intended_at(receipt) < mine:
                 return receipt
         return None
@@ -63,9 +71,10 @@ class Elsewhere:
                 return await self._journal.position(RunId(run), each.seq)
         return 0
 
-    async def _rows(self, state: State) -> list[RunRow]:
-        """The principal's runs with this agent, oldest first; those not read yet are, by what was kept of them."""
-        rows = await self._journal.runs(principal=state.principal, agent=state.agent)
+    async def _rows(self, state: State, within: str | None = None) -> list[RunRow]:
+        """The principal's runs with this agent (of one session, if it is named), oldest first; those not read yet are,
+        by what was kept of them."""
+        rows = await self._journal.runs(within, principal=state.principal, agent=state.agent)
         unread = [row for row in rows if row.run not in self._kept and row.run != state.run]
         for session in {row.session for row in unread}:
             events = {row.run: row.events for row in unread if row.session == session}
@@ -83,14 +92,14 @@ class Elsewhere:
         return known[1]
 
 
-def ordered(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
-    """By key the receipts of these runs (oldest run first): those that a later call of any has ended, then the others,
-    each oldest first.
+def ordered(lefts: Iterable[Left], only: str | None = None) -> dict[str, list[Receipt]]:
+    """By key (`only` this one, if it is named) the receipts of these runs (oldest run first): those that a later call
+    of any has ended, then the others, each oldest first.
     """
     made: dict[str, list[tuple[Moment, Receipt]]] = {}
     ended: dict[str, Moment] = {}
     for place, left in enumerate(lefts):
-        for key, receipt in left.receipts.items():
+        for key, receipt in left.receipts.items() if only is None else _of(left, only):
             made.setdefault(key, []).append(((receipt.at_ms, place), receipt))
         for term, at_ms in left.freed.items():
             ended[term] = max(ended.get(term, (0, 0)), (at_ms, place))
@@ -102,3 +111,7 @@ def ordered(lefts: Iterable[Left]) -> dict[str, list[Receipt]]:
         ]
         found[key] = sorted(after, key=lambda each: not each.freed)
     return found
+
+
+def _of(left: Left, key: str) -> list[tuple[str, Receipt]]:
+    return [(key, left.receipts[key])] if key in left.receipts else []

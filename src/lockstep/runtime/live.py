@@ -61,6 +61,8 @@ class Live:
         self.state = state
         self.attendant = attendant
         self.follower = Follower()
+        self.resumed = False
+        """Its session may have gone on without it, since it was last driven."""
         self.asking = asyncio.Lock()
         """Held while somebody is asked what a server waits for: one question at a time."""
         self._journal = journal
