@@ -21,6 +21,7 @@ from commandline import (
     SANDBOX,
     Agent,
     command,
+    copy_of,
     environment,
     hear_interrupts,
     lockstep,
@@ -252,3 +253,27 @@ def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path
         busy = agent("gateway", agent.directory, process=True)  # with pipes, as a client would
     assert busy.code == BAD_INPUT
     assert "in use by process" in busy.err
+
+
+def test_an_answer_that_would_come_to_nothing_is_refused_while_a_gateway_serves(clerk: Agent, tmp_path: Path) -> None:
+    agent = copy_of(clerk, tmp_path / "clerk")
+
+    async def work() -> None:
+        async with asyncio.timeout(WAIT_S), stdio(agent) as client:
+            asked = meta(await client.call_tool("pay", {"to": "bob", "cents": 5}), "approval")
+            for said, options in (
+                ("No approval nonsense is waiting", ("nonsense",)),
+                ("is not for what has the digest 00000000", (asked, "--digest", "00000000")),
+            ):
+                done = await asyncio.to_thread(agent, "approve", *options)
+                assert done.code == BAD_INPUT, done.out
+                assert said in done.err
+            agent.write("prompt.md", "You are another.\n")
+            assert (await asyncio.to_thread(agent, "lock", agent.directory)).code == FINISHED
+            late = await asyncio.to_thread(agent, "approve", asked)
+            assert late.code == BAD_INPUT, late.out
+            assert "agent.lock changed since" in late.err
+            refused = await asyncio.to_thread(agent, "refuse", asked)
+            assert refused.code == FINISHED, refused.err
+
+    asyncio.run(work())
