@@ -24,6 +24,7 @@ _VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "
 _MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
 _LIVE_CHARS = 160
 _SHOWN_CHARS = 500
+_DETAIL_LINES = 40
 
 
 class Live:
@@ -159,13 +160,20 @@ def unreadable_text(run: Unreadable) -> str:
     return f"{plain(run.why)} `lockstep verify {run.row.run}` says more{ends}."
 
 
-def pin_differences(recorded: Sequence[Recorded]) -> dict[str, str]:
-    """By call that was not made because its tool is not the locked one: what about it is not."""
-    settled = (item.event for item in recorded if isinstance(item.event, ev.EffectSettled))
-    return {event.call: event.detail for event in settled if event.outcome == "pin_mismatch"}
+def details_of(recorded: Sequence[Recorded]) -> dict[str, str]:
+    """By call that came to nothing good, what its operator should know: in what its tool is not the locked one, or the
+    end of what its server or function wrote to standard error."""
+    found: dict[str, str] = {}
+    for item in recorded:
+        match item.event:
+            case ev.EffectSettled(outcome="ok", call=call):
+                found.pop(call, None)
+            case ev.EffectSettled(call=call, detail=detail) | ev.EffectDoubted(call=call, detail=detail) if detail:
+                found[call] = detail
+    return found
 
 
-def print_run(console: Console, state: State, drift: Sequence[str], differences: Mapping[str, str]) -> None:
+def print_run(console: Console, state: State, drift: Sequence[str], details: Mapping[str, str]) -> None:
     """One run: what was asked, every call with its verdict and outcome, the answer."""
     console.print(f"[bold]{plain(state.agent)}[/] for {plain(state.principal)}: {plain(state.input)}")
     console.print(f"[dim]session {plain(state.session)}[/]")
@@ -176,12 +184,20 @@ def print_run(console: Console, state: State, drift: Sequence[str], differences:
         where = f", {call.tier}, {duration(call.duration_ms)}" if call.tier else ""
         asked = f"  {call.id} {_name(call)} {one_line(call.arguments)}"
         console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
-        difference = differences.get(call.id, "").splitlines()
-        for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS], *difference)):
+        for text in filter(None, (*call.reasons, call.why_doubted, _shortened(call.text))):
             console.print(f"      {plain(text)}")
+        lines = [line for line in details.get(call.id, "").splitlines() if line.strip(" ^~")]
+        if len(lines) > _DETAIL_LINES:
+            console.print(f"      [dim]│ … {len(lines) - _DETAIL_LINES} lines before these; --json has them[/]")
+        for line in lines[-_DETAIL_LINES:]:
+            console.print(f"      [dim]│ {plain(_shortened(line))}[/]")
         for attachment in call.attachments:
             console.print(f"      [dim]{_kept(attachment)}[/]")
     print_result(console, state)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _kept(attachment: Attachment) -> str:

@@ -22,7 +22,9 @@ from lockstep import __version__
 from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import to_text
+from lockstep.agent.locked import LockedAgent
 from lockstep.errors import ConfigError, LockstepError, RunError
+from lockstep.gate.policy import Policies
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import Served, WhoCalls, build_server
@@ -93,7 +95,7 @@ async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None
             web = _WebServer(config)
             _when_told_to_stop(lambda: setattr(web, "should_exit", True))  # what is under way may end first
             address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
-            print(f"lockstep: serving {gateway.agent} at {address}", file=sys.stderr, flush=True)
+            print(f"lockstep: serving {server.name} ({gateway.agent}) at {address}", file=sys.stderr, flush=True)
             await web.serve([listening])
 
     await _until_told_to_stop(serve())
@@ -152,6 +154,7 @@ async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterato
                 unlocked=prepared.unlocked,
                 drift=prepared.drift,
             )
+            _say_what_is_closed(agent)
             desk = Desk(driver, journal, template)
             await desk.recover()
             description = load_spec(gateway.agent).agent.description or ""
@@ -173,6 +176,15 @@ async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterato
                     yield server
                 finally:
                     await desk.close(GRACE_S)
+
+
+def _say_what_is_closed(agent: LockedAgent) -> None:
+    """Tell the operator which tools no client will ever see: an empty list is all that a client would tell."""
+    closed = Policies.parse(agent.policies).unpermitted(agent.tools)
+    if closed:
+        print(
+            f"lockstep: no policy names these in a permit, so no client sees them: {', '.join(closed)}", file=sys.stderr
+        )
 
 
 @asynccontextmanager

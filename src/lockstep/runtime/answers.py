@@ -71,9 +71,7 @@ async def answer_approval(journal: Journal, approval: str, answer: Answer, terms
     return await read_state(journal, state.run)
 
 
-async def approvable(
-    journal: Journal, approval: str, answer: Answer, terms_now: TermsNow
-) -> tuple[State, CallState]:
+async def approvable(journal: Journal, approval: str, answer: Answer, terms_now: TermsNow) -> tuple[State, CallState]:
     """The call that this answer would be for. Only reads: also for whoever hands the answer to another process.
 
     Raises:
