@@ -39,11 +39,17 @@ for line in sys.stdin:
         said = {"result": {"content": [{"type": "text", "text": text}], "isError": name == "fail"}}
     print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **said}), flush=True)
 '''
-MCP = 'mcp = { command = ["/usr/bin/python3", "server.py"], prefix = "my" }\n'
-READS = f'[[tools]]\n{MCP}code = ["server.py"]\ninclude = ["notes", "fail"]\neffect = "read"\nlifetime = "run"\ntimeout_s = 20\n'
-WRITES = (
-    f'\n[[tools]]\n{MCP}code = ["server.py"]\ninclude = ["add"]\neffect = "once"\nlifetime = "run"\ntimeout_s = 20\n'
-)
+ENTRY = """\
+[[tools]]
+mcp = {{ command = ["/usr/bin/python3", "server.py"], prefix = "my" }}
+code = ["server.py"]
+include = {include}
+effect = "{effect}"
+lifetime = "run"
+timeout_s = 20
+"""
+READS = ENTRY.format(include='["notes", "fail"]', effect="read")
+WRITES = ENTRY.format(include='["add"]', effect="once")
 
 
 @pytest.fixture(scope="module")
