@@ -77,7 +77,7 @@ def test_the_server_of_the_page_serves_a_client_and_asks_a_person_before_it_writ
             approval = (waits.meta or {})["lockstep/approval"]
             said = await asyncio.to_thread(run, home / "shelf", f"lockstep approve {approval}")
             assert said.returncode == 0, said.stderr
-            while (done := await client.call_tool("shelf__add_note", note)).is_error:
+            while (done := await client.call_tool("shelf__add_note", note)).is_error:  # noqa: ASYNC110 - bounded above
                 await asyncio.sleep(0.2)
             assert "kept shopping" in text(done)
             assert "Bread." in text(await client.call_tool("shelf__read_note", {"title": "shopping"}))

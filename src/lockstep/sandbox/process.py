@@ -101,7 +101,7 @@ class SandboxProcess:
         self._admitted = time.monotonic()
         if self._proxy is not None:
             self._proxy.admit(identity, secret_values)
-        self._watch_over(wall_s)
+        self._watch_over(self._limits.wall_s if wall_s is None else wall_s)
 
     def rest(self) -> None:
         self._stop_watching()

@@ -108,7 +108,7 @@ class RemoteProcess:
         self._log, self._open, self._scrubber = Log(), True, None
         self._frames = asyncio.Queue()  # what came by a stream after the last call's answer is nothing to this one
         self._admitted = time.monotonic()
-        self._wall_s = self._wall_s if wall_s is None else wall_s
+        self._wall_s = self._limits.wall_s if wall_s is None else wall_s
         self.renew()
         self._listen_again()
 
