@@ -35,7 +35,7 @@ async def runs(store: Path | None, session: str | None, limit: int, json: bool) 
     for row, state in rows:
         print_row(out, row, state)
     if not rows:
-        out.print("no runs yet")
+        out.print(f"no run of session {plain(session)}" if session else "no runs yet")
     return FINISHED
 
 

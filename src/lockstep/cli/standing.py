@@ -138,9 +138,16 @@ def _condition(agent: LockedAgent, tool: str, text: str) -> tuple[str, str]:
     if isinstance(properties, dict) and first not in properties:
         raise ConfigError(f"{tool} has no argument {first!r:.100}.", remedy=f"It has: {', '.join(properties)}.")
     try:
-        return pointer, json_text.dumps(json_text.loads(value))
+        wanted = json_text.loads(value)
     except ValueError:
-        return pointer, json_text.dumps(value)
+        wanted = value
+    only = properties.get(first) if isinstance(properties, dict) and pointer.count("/") == 1 else None
+    if isinstance(only, dict) and only.get("type") == "string" and not isinstance(wanted, str):
+        right = f"'{pointer}={json_text.dumps(value)}'"
+        raise ConfigError(f"--where {text!r} would never hold: {first} is text.", remedy=f"Write {right}.")
+    if isinstance(only, dict) and only.get("type") in ("integer", "number", "boolean") and isinstance(wanted, str):
+        raise ConfigError(f"--where {text!r} would never hold: {first} is of type {only['type']}.")
+    return pointer, json_text.dumps(wanted)
 
 
 def _seconds(text: str) -> int:
