@@ -17,7 +17,7 @@ from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
 from lockstep.runtime.reading import Unreadable
 from lockstep.telemetry.rounds import in_words
-from lockstep.telemetry.tree import Node, Spent, build_tree
+from lockstep.telemetry.tree import STILL_OPEN, Node, Spent, build_tree
 from lockstep.values import Attachment, Tier
 
 _VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "red"}
@@ -256,7 +256,8 @@ def _because(reason: str) -> str:
 
 
 def _grow(tree: Tree, node: Node) -> None:
-    parts = [node.kind, duration(node.duration_ms)]
+    # How long something has been waiting the record cannot say: it ends with the question.
+    parts = [node.kind] if node.outcome == STILL_OPEN else [node.kind, duration(node.duration_ms)]
     if node.name:
         parts.insert(1, f"[bold]{one_line(node.name, _LIVE_CHARS)}[/]")
     if node.outcome:

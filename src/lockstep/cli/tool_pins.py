@@ -114,7 +114,7 @@ def _print_advice(out: Console, seen: Review) -> None:
     for problem in seen.asked.problems:
         out.print(f"[yellow]unusable[/] {plain(problem)}")
     for each in seen.findings:
-        out.print(f"[yellow]look at[/] {plain(each.tool)}: {plain(each.text)}")
+        out.print(f"[yellow]look at[/] {plain(each.tool)} of {plain(each.source)}: {plain(each.text)}")
 
 
 def _as_json(each: Standing) -> dict[str, str | list[str]]:
