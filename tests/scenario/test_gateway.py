@@ -93,6 +93,7 @@ def test_a_client_over_stdio_is_judged_recorded_and_explained_like_a_run(
 
     lost = asyncio.run(work())
     assert agent("show", "last", "--json").json["status"] == "finished"
+    assert 'look {"to": "ada"} -> ok' in agent("runs").out
     assert len(agent("runs", "--json").json["runs"]) >= 4
     assert lost in agent("doubts").out
     assert agent("verify", lost).code == FINISHED

@@ -15,7 +15,7 @@ from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
-from lockstep.runtime.reading import Unreadable
+from lockstep.runtime.reading import CLIENT_WORDS, Unreadable
 from lockstep.telemetry.rounds import in_words
 from lockstep.telemetry.tree import STILL_OPEN, Node, Spent, build_tree
 from lockstep.values import Attachment, Tier
@@ -25,6 +25,7 @@ _MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
 _LIVE_CHARS = 160
 _SHOWN_CHARS = 500
 _DETAIL_LINES = 40
+_ROW_CHARS = 60
 
 
 class Live:
@@ -150,8 +151,16 @@ def print_row(console: Console, row: RunRow, state: State | Unreadable) -> None:
     console.print(
         f"{begin} [bold]{state.stop_reason or state.status.value}[/]{unlocked}"
         f"  {count(state.totals.steps, 'step')}, {cost_text(state.totals.cost_usd)}"
-        f"  [dim]session {plain(row.session)}: {one_line(state.input, 60)}[/]"
+        f"  [dim]session {plain(row.session)}: {_asked_for(state)}[/]"
     )
+
+
+def _asked_for(state: State) -> str:
+    """What a run is about: the user's words, or the call that it is."""
+    if state.input != CLIENT_WORDS or not state.all_calls:
+        return one_line(state.input, _ROW_CHARS)
+    call = state.all_calls[0]
+    return f"{plain(call.name)} {one_line(call.arguments, _ROW_CHARS)} -> {plain(call_outcome(call))}"
 
 
 def unreadable_text(run: Unreadable) -> str:

@@ -15,7 +15,7 @@ from lockstep.agent.locked import LockedAgent
 from lockstep.agent.pointers import check, steps
 from lockstep.cli.report import FINISHED
 from lockstep.cli.stores import existing
-from lockstep.cli.terminal import account, console, plain, print_json, user
+from lockstep.cli.terminal import account, console, count, plain, print_json, user
 from lockstep.errors import ApprovalError, ConfigError, LockError
 from lockstep.journal.standing import Standing
 from lockstep.values import new_token, now_ms
@@ -112,7 +112,7 @@ def _scope(standing: Standing) -> str:
     where = " and ".join(f"{pointer} = {value}" for pointer, value in standing.where)
     until = datetime.fromtimestamp(standing.until_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
     whose = f" for {standing.principal}" if standing.principal else ""
-    times = "" if standing.times is None else f", at most {standing.times} times"
+    times = "" if standing.times is None else f", at most {count(standing.times, 'time')}"
     return plain(f"{standing.tool} of {standing.agent}{f' where {where}' if where else ''}{whose} until {until}{times}")
 
 
