@@ -20,6 +20,7 @@ from commandline import (
     PAID,
     SANDBOX,
     Agent,
+    Terminal,
     command,
     copy_of,
     environment,
@@ -233,6 +234,15 @@ def test_a_gateway_that_nobody_can_speak_to_says_so(clerk: Agent, tmp_path: Path
     assert done.returncode == BAD_INPUT
     assert "is no pipe, so there is no client" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_person_who_starts_one_at_a_terminal_is_told_what_it_waits_for(clerk: Agent, tmp_path: Path) -> None:
+    arguments = command("gateway", clerk.directory, "--store", tmp_path / "store")
+    with Terminal(*arguments, columns=200) as terminal:
+        terminal.wait_for("serving clerk on this terminal")
+        terminal.type("\x04")
+        assert terminal.ended() == FINISHED
+    assert "Traceback" not in terminal.seen
 
 
 def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from lockstep.wiring.stores import Store
 
 GRACE_S = 10.0
 """How long calls that are under way may take to end when the gateway is told to."""
+_FOR_CLIENTS = "An MCP client is what starts this command and speaks here; --http PORT serves many. Ctrl-D ends it."
 _LOOK_S = 0.5
 """How often answers that other processes left are looked for."""
 
@@ -70,6 +71,8 @@ async def serve_one(gateway: Gateway, principal: Principal, session: str | None)
 
     async def serve() -> None:
         async with _opened(gateway, lambda ctx: principal, session or "") as server:
+            if sys.stdin.isatty():  # a person, who would otherwise wait for a word of it
+                print(f"lockstep: serving {server.name} on this terminal. {_FOR_CLIENTS}", file=sys.stderr, flush=True)
             await serve_stdio(server)
 
     await _until_told_to_stop(serve())

@@ -52,6 +52,7 @@ class Asked:
     problems: tuple[str, ...]
     """Definitions of servers that are of no use and were dropped, each in a sentence."""
     trees: Trees
+    """What their directories of packages were."""
 
 
 async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -> Asked:
@@ -231,7 +232,7 @@ async def _describe(
             remedy = "Tools speak MCP over stdio: print to standard error, for standard output is the protocol's."
         raise ConfigError(f"{place} does not speak MCP: {error}.", remedy=remedy) from error
     except ProcessEnded as error:
-        remedy = "" if source.mcp and source.mcp.url else remedy_for(directory, source, error.stderr)
+        remedy = "" if source.mcp and source.mcp.url else remedy_for(directory, source, error)
         raise ConfigError(f"{place} {_why_ended(source, error)}", remedy=remedy) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lockstep.agent.spec import ToolSource
+from lockstep.sandbox.contract import ProcessEnded
 
 _FETCHERS = ("npx", "uvx", "pipx", "bunx", "pnpm", "docker", "podman", "uv")
 _NO_PACKAGE = re.compile(r"No module named|ModuleNotFoundError|ImportError|Cannot find (module|package)")
@@ -18,8 +19,9 @@ _OWN = ("/tool/", "/runtime/", "/files/", "/work/", "/tmp/")
 """Places of the host that a sandbox sees, and places that it has of its own."""
 
 
-def remedy_for(directory: Path, source: ToolSource, said: str) -> str:
-    """What to do about a source that ended before it said what it offers; `said` is the end of its standard error."""
+def remedy_for(directory: Path, source: ToolSource, ended: ProcessEnded) -> str:
+    """What to do about a source that ended before it said what it offers."""
+    said = ended.stderr
     if source.mcp is None or not source.mcp.command:
         return "Start it by hand to see why."
     program, *arguments = source.mcp.command
@@ -28,6 +30,12 @@ def remedy_for(directory: Path, source: ToolSource, said: str) -> str:
             f"{PurePosixPath(program).name} fetches or starts a server from elsewhere, which a sandbox does not let it:"
             " install the server in a directory, name that in `runtime` and start what lies there."
         )
+    if ended.limit == "wall_s":
+        return (
+            "Starting counts against `timeout_s`: raise it for a server that is slow, or start it by hand to see why."
+        )
+    if ended.limit:
+        return "Raise that one under `limits`, or start it by hand to see why."
     for name in _own_files(directory, arguments):
         if not _brought(source, name):
             return f"{name} lies in the agent's directory and not in the sandbox: name it in the entry's `code`."
