@@ -262,8 +262,11 @@ def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path
     agent = clerk.with_store(tmp_path / "store")
     with over_http(agent, env={"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}):
         busy = agent("gateway", agent.directory, process=True)  # with pipes, as a client would
+        run = agent("run", agent.directory, "Pay bob.")
     assert busy.code == BAD_INPUT
-    assert "in use by process" in busy.err
+    for done in (busy, run):
+        assert ", a gateway." in done.err
+        assert "Meanwhile `approve`" in done.err
 
 
 def test_an_answer_that_would_come_to_nothing_is_refused_while_a_gateway_serves(clerk: Agent, tmp_path: Path) -> None:
