@@ -79,6 +79,8 @@ def _sentence(path: Path, lines: Mapping[Where, int], detail: ErrorDetails) -> s
         if kind == "string_pattern_mismatch"
         else ""
     )
+    if kind == "tuple_type" and isinstance(given, str):
+        rule = "it must be a list, in square brackets, each text of it in quotes"
     rule = rule or (detail["msg"][:1].lower() + detail["msg"][1:]).replace("tuple", "list")
     return f"{place}: `{key}` is {_as_written(given):.80}: {rule}."
 
