@@ -640,20 +640,20 @@ async def _answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 def test_one_sandbox_may_serve_calls_one_after_another_each_with_limits_of_its_own(here: Here) -> None:
     async def scene() -> None:
-        limits = Limits(wall_s=2, output_bytes=4000)
+        limits = Limits(wall_s=60, output_bytes=4000)
         spec = SandboxSpec(
             argv=(*interpreter()[0], "-c", ECHO), mounts=interpreter()[1], limits=limits, single_use=False
         )
         async with here.started(spec) as process:
             process.rest()
             for _ in range(3):
-                process.admit(here.permit(), CALL, {})
+                process.admit(here.permit(), CALL, {}, wall_s=2)
                 await process.send(b"x" * 3000)
                 assert len(await process.receive()) == 3000
                 await process.seal()
                 assert process.use().run_ms < 2000
             assert process.alive
-            process.admit(here.permit(), CALL, {})
+            process.admit(here.permit(), CALL, {}, wall_s=0.5)
             with pytest.raises(ProcessEnded) as ended:
                 await process.receive()
             assert ended.value.limit == "wall_s"

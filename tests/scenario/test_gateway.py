@@ -21,7 +21,9 @@ from commandline import (
     PAID,
     SANDBOX,
     Agent,
+    Terminal,
     command,
+    copy_of,
     environment,
     hear_interrupts,
     lockstep,
@@ -93,6 +95,7 @@ def test_a_client_over_stdio_is_judged_recorded_and_explained_like_a_run(
 
     lost = asyncio.run(work())
     assert agent("show", "last", "--json").json["status"] == "finished"
+    assert 'look {"to": "ada"} -> ok' in agent("runs").out
     assert len(agent("runs", "--json").json["runs"]) >= 4
     assert lost in agent("doubts").out
     assert agent("verify", lost).code == FINISHED
@@ -284,6 +287,15 @@ def test_a_gateway_that_nobody_can_speak_to_says_so(clerk: Agent, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+def test_a_person_who_starts_one_at_a_terminal_is_told_what_it_waits_for(clerk: Agent, tmp_path: Path) -> None:
+    arguments = command("gateway", clerk.directory, "--store", tmp_path / "store")
+    with Terminal(*arguments, columns=200) as terminal:
+        terminal.wait_for("serving clerk on this terminal")
+        terminal.type("\x04")
+        assert terminal.ended() == FINISHED
+    assert "Traceback" not in terminal.seen
+
+
 def test_a_token_is_shown_once_and_its_table_is_read_back(tmp_path: Path) -> None:
     from lockstep.gateway.principals import read_principals
 
@@ -301,5 +313,32 @@ def test_a_second_gateway_of_a_store_is_told_who_holds_it(clerk: Agent, tmp_path
     agent = clerk.with_store(tmp_path / "store")
     with over_http(agent, env={"LOCKSTEP_GATEWAY_TOKEN": "lsg_test"}):
         busy = agent("gateway", agent.directory, process=True)  # with pipes, as a client would
+        run = agent("run", agent.directory, "Pay bob.")
     assert busy.code == BAD_INPUT
-    assert "in use by process" in busy.err
+    for done in (busy, run):
+        assert ", a gateway." in done.err
+        assert "Meanwhile `approve`" in done.err
+
+
+def test_an_answer_that_would_come_to_nothing_is_refused_while_a_gateway_serves(clerk: Agent, tmp_path: Path) -> None:
+    agent = copy_of(clerk, tmp_path / "clerk")
+
+    async def work() -> None:
+        async with asyncio.timeout(WAIT_S), stdio(agent) as client:
+            asked = meta(await client.call_tool("pay", {"to": "bob", "cents": 5}), "approval")
+            for said, options in (
+                ("No approval nonsense is waiting", ("nonsense",)),
+                ("is not for what has the digest 00000000", (asked, "--digest", "00000000")),
+            ):
+                done = await asyncio.to_thread(agent, "approve", *options)
+                assert done.code == BAD_INPUT, done.out
+                assert said in done.err
+            agent.write("prompt.md", "You are another.\n")
+            assert (await asyncio.to_thread(agent, "lock", agent.directory)).code == FINISHED
+            late = await asyncio.to_thread(agent, "approve", asked)
+            assert late.code == BAD_INPUT, late.out
+            assert "agent.lock changed since" in late.err
+            refused = await asyncio.to_thread(agent, "refuse", asked)
+            assert refused.code == FINISHED, refused.err
+
+    asyncio.run(work())

@@ -205,8 +205,10 @@ def test_what_is_allowed_beforehand_is_void_once_the_lock_changes(clerk: Agent) 
         (("--tool", "pay", "--for", "99d"), "--for is '99d'"),
         (("--tool", "pay", "--for", "8h", "--where", "bob"), "--where is 'bob': it must be POINTER=VALUE"),
         (("--tool", "pay", "--for", "8h", "--where", "/whom=bob"), "pay has no argument 'whom'"),
+        (("--tool", "pay", "--for", "8h", "--where", "/to=5"), """to is text.\n  Write '/to="5"'."""),
+        (("--tool", "pay", "--for", "8h", "--where", "/cents=five"), "cents is of type integer"),
     ],
-    ids=["tool", "no time", "too long", "no value", "no argument"],
+    ids=["tool", "no time", "too long", "no value", "no argument", "a number", "a text"],
 )
 def test_what_is_allowed_beforehand_must_be_something(clerk: Agent, options: tuple[str, ...], says: str) -> None:
     done = clerk("allow", clerk.directory, *options)

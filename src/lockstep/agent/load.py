@@ -67,12 +67,20 @@ def _sentence(path: Path, lines: Mapping[Where, int], detail: ErrorDetails) -> s
     if kind == "extra_forbidden":
         return f"{place}: `{key}` is not a known key.{_did_you_mean(where)}"
     if kind == "missing" and len(where) == 1:
-        return f"{place}: the section `[{key}]` is missing. Add it."
+        return f"{place}: the section `[{key}]` is missing. Add it{_BEGINNINGS.get(key, '')}."
+    if kind == "tuple_type" and where == ("tools",):
+        return f"{place}: `[tools]` is one table. Write `[[tools]]`, with two brackets, above each entry."
     if kind == "missing":
         return f"{place}: `{key}` is missing. Add it."
     if kind == "value_error":
         return f"{place}: `{key}` {detail['msg'].removeprefix('Value error, ')}."
-    rule = _PATTERNS.get(where, "") if kind == "string_pattern_mismatch" else ""
+    rule = (
+        _PATTERNS.get(tuple(part for part in where if isinstance(part, str)), "")
+        if kind == "string_pattern_mismatch"
+        else ""
+    )
+    if kind == "tuple_type" and isinstance(given, str):
+        rule = "it must be a list, in square brackets, each text of it in quotes"
     rule = rule or (detail["msg"][:1].lower() + detail["msg"][1:]).replace("tuple", "list")
     return f"{place}: `{key}` is {_as_written(given):.80}: {rule}."
 
@@ -80,7 +88,14 @@ def _sentence(path: Path, lines: Mapping[Where, int], detail: ErrorDetails) -> s
 _PATTERNS: Mapping[Where, str] = {
     ("agent", "name"): "a name is at most 64 letters, digits, - and _, a letter first",
     ("model", "name"): MODEL_NAME_RULE,
+    ("tools", "mcp", "prefix"): "a prefix is at most 32 letters, digits, - and _, a letter first",
 }
+_BEGINNINGS: Mapping[str, str] = {
+    "agent": ', with `name = "..."`',
+    "model": ', with `name = "provider:model"`',
+    "prompt": ', with `file = "prompt.md"`, the system message',
+}
+"""What a section has to say at the least."""
 
 
 def _as_written(value: object) -> str:

@@ -16,7 +16,7 @@ from lockstep.agent.lock import Lock, Part
 from lockstep.agent.mcp_spec import McpServer
 from lockstep.agent.places import host_path, is_of_the_agent
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
-from lockstep.agent.trees import tree_digest
+from lockstep.agent.trees import Trees
 from lockstep.errors import ConfigError
 from lockstep.values import Effect, Json, JsonObject, digest_json, sha256
 
@@ -45,12 +45,14 @@ def resolve(
     spec: AgentSpec,
     definitions: Mapping[int, Sequence[JsonObject]],
     protocols: Mapping[int, str] | None = None,
+    trees: Trees | None = None,
 ) -> Lock:
     """The lock of what is on disk.
 
     Args:
         definitions: index of a `[[tools]]` entry -> the MCP definitions of its source.
         protocols: index of an entry with an MCP server -> the revision that was settled on with it.
+        trees: what is known already of directories of packages.
 
     Raises:
         ConfigError: a named file is missing, a tool is provided twice, or `include` names one that is not there.
@@ -63,14 +65,14 @@ def resolve(
             "prompt": {
                 spec.prompt.file: _text_part(inside(directory, spec.prompt.file), "Write it, or correct `prompt.file`.")
             },
-            "tools": _tool_parts(directory, spec, definitions, protocols or {}, files),
+            "tools": _tool_parts(directory, spec, definitions, protocols or {}, files, trees or Trees()),
             "memory": {"schema": _value_part({"schema": 1, "window_runs": spec.memory.window_runs})},
         },
         files=files,
     )
 
 
-def resolve_static(directory: Path, spec: AgentSpec, locked: Lock) -> Lock:
+def resolve_static(directory: Path, spec: AgentSpec, locked: Lock, trees: Trees | None = None) -> Lock:
     """As `resolve`, with tool definitions taken from `locked`: no tool code runs. Changed code shows by its digest."""
     known: dict[tuple[str, str], JsonObject] = {}
     """By source, and the name that the source has for the tool."""
@@ -89,7 +91,7 @@ def resolve_static(directory: Path, spec: AgentSpec, locked: Lock) -> Lock:
         definitions[index] = [cast(JsonObject, value["definition"]) for value in found]
         if agreed := next((str(value["protocol"]) for value in found if "protocol" in value), ""):
             protocols[index] = agreed
-    return resolve(directory, spec, definitions, protocols)
+    return resolve(directory, spec, definitions, protocols, trees)
 
 
 def _model_parts(directory: Path, spec: AgentSpec, files: dict[str, bytes]) -> dict[str, Part]:
@@ -109,12 +111,13 @@ def _tool_parts(
     definitions: Mapping[int, Sequence[JsonObject]],
     protocols: Mapping[int, str],
     files: dict[str, bytes],
+    trees: Trees,
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     claimed = _claimed(spec)
     for index, source in enumerate(spec.tools):
         place = f"{directory / AGENT_FILE}: tools[{index}]"
-        settings = _source_settings(directory, spec, source, files)
+        settings = _source_settings(directory, spec, source, files, trees)
         if index in protocols:
             settings["protocol"] = protocols[index]
         chosen = _chosen(place, source, definitions[index], claimed)
@@ -191,7 +194,9 @@ def _chosen(place: str, source: ToolSource, definitions: Sequence[JsonObject], c
     return [*(by_name[name] for name in source.include), *context]
 
 
-def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files: dict[str, bytes]) -> dict[str, Json]:
+def _source_settings(
+    directory: Path, spec: AgentSpec, source: ToolSource, files: dict[str, bytes], trees: Trees
+) -> dict[str, Json]:
     """How the tools of a source may run, with what the agent's policy makes of it."""
     settings: dict[str, Json] = source.model_dump(
         mode="json",
@@ -215,11 +220,11 @@ def _source_settings(directory: Path, spec: AgentSpec, source: ToolSource, files
     code = code_files(directory, source)
     files.update(code)
     if source.mcp:
-        settings |= _server_settings(source.mcp)
+        settings |= _server_settings(source.mcp, trees)
     return {**settings, "source": source_key(source), "code": {path: sha256(data) for path, data in code.items()}}
 
 
-def _server_settings(server: McpServer) -> dict[str, Json]:
+def _server_settings(server: McpServer, trees: Trees) -> dict[str, Json]:
     """What of a server its command and code do not say."""
     settings: dict[str, Json] = {}
     if server.prefix:
@@ -233,7 +238,7 @@ def _server_settings(server: McpServer) -> dict[str, Json]:
     if server.oauth:
         settings["oauth"] = server.oauth.model_dump(mode="json", exclude_defaults=True)
     if server.runtime:
-        settings["runtime"] = {name: tree_digest(host_path(path)) for name, path in sorted(server.runtime.items())}
+        settings["runtime"] = {name: trees.digest(host_path(path)) for name, path in sorted(server.runtime.items())}
     if server.asks:
         settings["asks"] = list(server.asks)
     if server.task_s is not None:

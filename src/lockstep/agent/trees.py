@@ -27,7 +27,11 @@ def tree_files(directory: Path) -> Iterator[tuple[str, Path]]:
         linked = [name for name in directories if os.path.islink(os.path.join(parent, name))]
         for name in (*linked, *names):
             path = Path(parent, name)
-            if name in linked or not path.is_file() or not path.resolve().is_relative_to(inside):
+            if (
+                name in linked
+                or not path.is_file()
+                or (path.is_symlink() and not path.resolve().is_relative_to(inside))
+            ):
                 raise ConfigError(
                     f"{path} is neither a file nor a directory inside {directory}.",
                     remedy="Replace the link by what it leads to, or take it away.",
@@ -36,6 +40,19 @@ def tree_files(directory: Path) -> Iterator[tuple[str, Path]]:
     if len(found) > _MAX_TREE_FILES:
         raise ConfigError(f"{directory} holds {len(found)} files; at most {_MAX_TREE_FILES} are taken.")
     return iter(sorted(found))
+
+
+class Trees:
+    """Digests of directories of packages, each taken once: for one command, to which it is what it was at first."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, Digest] = {}
+
+    def digest(self, directory: Path) -> Digest:
+        """As `tree_digest`."""
+        if directory not in self._known:
+            self._known[directory] = tree_digest(directory)
+        return self._known[directory]
 
 
 def tree_digest(directory: Path) -> Digest:

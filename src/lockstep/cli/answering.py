@@ -24,9 +24,17 @@ from lockstep.journal.inbox import Answer as Left
 from lockstep.journal.inbox import Inbox
 from lockstep.journal.port import Journal
 from lockstep.kernel.state import CallState, Phase, State, Status
-from lockstep.runtime.answers import Answer, answer_approval
+from lockstep.runtime.answers import Answer, answer_approval, approvable
 from lockstep.runtime.driver import Driver
-from lockstep.runtime.inputs import InputQuestion, Said, answer_input, asked_input, input_question, waiting_input
+from lockstep.runtime.inputs import (
+    InputQuestion,
+    Said,
+    answer_input,
+    answerable,
+    asked_input,
+    input_question,
+    waiting_input,
+)
 from lockstep.runtime.live import Attendant
 from lockstep.runtime.questions import Question, question_of
 from lockstep.runtime.reading import Waiting, read_run
@@ -83,7 +91,11 @@ async def question_for(journal: Journal, state: State, call: CallState) -> Quest
 async def answer(store: Path | None, approval: str, answered: Answer) -> tuple[RunId, bool]:
     """Record an answer; the run, and whether it can go on now."""
     word = "approved" if answered.given else "refused"
-    if Inbox(existing(store).directory).leave(Left(approval=approval, **asdict(answered))):
+    inbox = Inbox(existing(store).directory)
+    if inbox.is_attended():  # who takes it can tell nobody here that it came to nothing
+        async with looking(store) as journal:
+            await approvable(journal, approval, answered, terms_now)
+    if inbox.leave(Left(approval=approval, **asdict(answered))):
         console().print(f"{word} {approval}; the gateway that serves this agent takes it from here")
         return RunId(""), False
     async with _opened_soon(store) as journal:
@@ -102,7 +114,8 @@ async def answer_server(store: Path | None, name: str, fields: Sequence[str], wo
     """Record what a person says to a server that asked; the run, which can go on now, unless a gateway takes it."""
     async with looking(store) as journal:
         _, call = await asked_input(journal, name)
-    answer = said(parse(call.asked), fields, word, **about)
+        answer = said(parse(call.asked), fields, word, **about)
+        await answerable(journal, name, answer)
     left = Left(
         approval=name,
         given=word == "accept",

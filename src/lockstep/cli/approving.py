@@ -141,7 +141,7 @@ def allow(
 
 
 @click.command()
-@id_argument
+@click.argument("approval", metavar="ID", help="As `lockstep approvals --standing` lists it.")
 @because_option
 @by_option
 @store_option

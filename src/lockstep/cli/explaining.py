@@ -143,7 +143,7 @@ def _argument(account: Why, each: Argument) -> str:
     if each.how == "none":
         return f"{shown} [yellow]<- from nowhere[/]"
     if each.how == "schema":
-        return f"{shown} <- the tool's own schema"
+        return f"{shown} <- says nothing of its own, or is named by the tool's schema"
     names = {action.call: action.tool for action in account.actions}
     sources = " and ".join(_source(names, ref) for ref in each.sources)
     style = "yellow" if each.trust in ("untrusted", "none") else "green"

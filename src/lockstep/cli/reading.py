@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lockstep.cli.report import FINISHED, INTERNAL, as_json, row_as_json, unreadable, waiting_as_json
 from lockstep.cli.saving import save_attachments
-from lockstep.cli.show import pin_differences, print_row, print_run, print_trace, unreadable_text
+from lockstep.cli.show import details_of, print_row, print_run, print_trace, unreadable_text
 from lockstep.cli.stores import find, looking
 from lockstep.cli.terminal import console, count, plain, print_json
 from lockstep.kernel.state import State
@@ -35,7 +35,7 @@ async def runs(store: Path | None, session: str | None, limit: int, json: bool) 
     for row, state in rows:
         print_row(out, row, state)
     if not rows:
-        out.print("no runs yet")
+        out.print(f"no run of session {plain(session)}" if session else "no runs yet")
     return FINISHED
 
 
@@ -44,11 +44,11 @@ async def show(store: Path | None, name: str, json: bool, save: Path | None) -> 
         run_id = await find(journal, name)
         started, _ = await lock_of_run(journal, run_id)
         state = await read_state(journal, run_id)
-        differences = pin_differences(await read_run(journal, run_id))
+        details = details_of(await read_run(journal, run_id))
     if json:
-        print_json(as_json(state, differences))
+        print_json(as_json(state, details))
     else:
-        print_run(console(), state, started.drift, differences)
+        print_run(console(), state, started.drift, details)
     if save is not None:
         saved = save_attachments(save, state)
         for path in saved:

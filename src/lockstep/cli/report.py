@@ -36,10 +36,10 @@ def exit_code(state: State) -> int:
     return SUSPENDED
 
 
-def as_json(state: State, differences: Mapping[str, str] | None = None) -> dict[str, Any]:
+def as_json(state: State, details: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The object that `--json` prints. `cost_usd` is null when unknown.
 
-    `differences` says by call in what its tool is not the locked one.
+    `details` says by call what its operator should know of its failure.
     """
     return {
         "run_id": state.run,
@@ -52,7 +52,7 @@ def as_json(state: State, differences: Mapping[str, str] | None = None) -> dict[
         "unlocked": state.unlocked,
         "steps": state.totals.steps,
         "cost_usd": _cost(state),
-        "calls": [_call(call, (differences or {}).get(call.id, "")) for call in state.all_calls],
+        "calls": [_call(call, (details or {}).get(call.id, "")) for call in state.all_calls],
     }
 
 
@@ -122,7 +122,7 @@ def _cost(state: State) -> float | None:
     return None if cost is None else float(cost)
 
 
-def _call(call: CallState, difference: str) -> dict[str, Any]:
+def _call(call: CallState, detail: str) -> dict[str, Any]:
     out: dict[str, Any] = {
         "id": call.id,
         "tool": call.name,
@@ -140,8 +140,8 @@ def _call(call: CallState, difference: str) -> dict[str, Any]:
             {"name": one.name, "mime_type": one.mime_type, "bytes": len(one.data), "sha256": sha256(one.data)}
             for one in call.attachments
         ]
-    if difference:
-        out["difference"] = difference
+    if detail:
+        out["difference" if call.outcome == "pin_mismatch" else "detail"] = detail
     if call.degraded:
         out["degraded"] = call.degraded
     if call.approval:

@@ -15,15 +15,17 @@ from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
 from lockstep.journal.port import RunRow
 from lockstep.kernel.state import CallState, State, Status
-from lockstep.runtime.reading import Unreadable
+from lockstep.runtime.reading import CLIENT_WORDS, Unreadable
 from lockstep.telemetry.rounds import in_words
-from lockstep.telemetry.tree import Node, Spent, build_tree
+from lockstep.telemetry.tree import STILL_OPEN, Node, Spent, build_tree
 from lockstep.values import Attachment, Tier
 
 _VERDICT_STYLE = {"allow": "green", "ask": "yellow", "deny": "red", "invalid": "red"}
 _MARKS = {"ok": "[green]ok[/]", "completed": "[green]completed[/]"}
 _LIVE_CHARS = 160
 _SHOWN_CHARS = 500
+_DETAIL_LINES = 40
+_ROW_CHARS = 60
 
 
 class Live:
@@ -149,8 +151,16 @@ def print_row(console: Console, row: RunRow, state: State | Unreadable) -> None:
     console.print(
         f"{begin} [bold]{state.stop_reason or state.status.value}[/]{unlocked}"
         f"  {count(state.totals.steps, 'step')}, {cost_text(state.totals.cost_usd)}"
-        f"  [dim]session {plain(row.session)}: {one_line(state.input, 60)}[/]"
+        f"  [dim]session {plain(row.session)}: {_asked_for(state)}[/]"
     )
+
+
+def _asked_for(state: State) -> str:
+    """What a run is about: the user's words, or the call that it is."""
+    if state.input != CLIENT_WORDS or not state.all_calls:
+        return one_line(state.input, _ROW_CHARS)
+    call = state.all_calls[0]
+    return f"{plain(call.name)} {one_line(call.arguments, _ROW_CHARS)} -> {plain(call_outcome(call))}"
 
 
 def unreadable_text(run: Unreadable) -> str:
@@ -159,13 +169,20 @@ def unreadable_text(run: Unreadable) -> str:
     return f"{plain(run.why)} `lockstep verify {run.row.run}` says more{ends}."
 
 
-def pin_differences(recorded: Sequence[Recorded]) -> dict[str, str]:
-    """By call that was not made because its tool is not the locked one: what about it is not."""
-    settled = (item.event for item in recorded if isinstance(item.event, ev.EffectSettled))
-    return {event.call: event.detail for event in settled if event.outcome == "pin_mismatch"}
+def details_of(recorded: Sequence[Recorded]) -> dict[str, str]:
+    """By call that came to nothing good, what its operator should know: in what its tool is not the locked one, or the
+    end of what its server or function wrote to standard error."""
+    found: dict[str, str] = {}
+    for item in recorded:
+        match item.event:
+            case ev.EffectSettled(outcome="ok", call=call):
+                found.pop(call, None)
+            case ev.EffectSettled(call=call, detail=detail) | ev.EffectDoubted(call=call, detail=detail) if detail:
+                found[call] = detail
+    return found
 
 
-def print_run(console: Console, state: State, drift: Sequence[str], differences: Mapping[str, str]) -> None:
+def print_run(console: Console, state: State, drift: Sequence[str], details: Mapping[str, str]) -> None:
     """One run: what was asked, every call with its verdict and outcome, the answer."""
     console.print(f"[bold]{plain(state.agent)}[/] for {plain(state.principal)}: {plain(state.input)}")
     console.print(f"[dim]session {plain(state.session)}[/]")
@@ -176,12 +193,20 @@ def print_run(console: Console, state: State, drift: Sequence[str], differences:
         where = f", {call.tier}, {duration(call.duration_ms)}" if call.tier else ""
         asked = f"  {call.id} {_name(call)} {one_line(call.arguments)}"
         console.print(f"{asked} [dim]{plain(how)}{where}[/] -> {_outcome(call_outcome(call))}")
-        difference = differences.get(call.id, "").splitlines()
-        for text in filter(None, (*call.reasons, call.why_doubted, call.text[:_SHOWN_CHARS], *difference)):
+        for text in filter(None, (*call.reasons, call.why_doubted, _shortened(call.text))):
             console.print(f"      {plain(text)}")
+        lines = [line for line in details.get(call.id, "").splitlines() if line.strip(" ^~")]
+        if len(lines) > _DETAIL_LINES:
+            console.print(f"      [dim]│ … {len(lines) - _DETAIL_LINES} lines before these; --json has them[/]")
+        for line in lines[-_DETAIL_LINES:]:
+            console.print(f"      [dim]│ {plain(_shortened(line))}[/]")
         for attachment in call.attachments:
             console.print(f"      [dim]{_kept(attachment)}[/]")
     print_result(console, state)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _kept(attachment: Attachment) -> str:
@@ -240,7 +265,8 @@ def _because(reason: str) -> str:
 
 
 def _grow(tree: Tree, node: Node) -> None:
-    parts = [node.kind, duration(node.duration_ms)]
+    # How long something has been waiting the record cannot say: it ends with the question.
+    parts = [node.kind] if node.outcome == STILL_OPEN else [node.kind, duration(node.duration_ms)]
     if node.name:
         parts.insert(1, f"[bold]{one_line(node.name, _LIVE_CHARS)}[/]")
     if node.outcome:

@@ -15,7 +15,7 @@ from lockstep.agent.locked import LockedAgent
 from lockstep.agent.pointers import check, steps
 from lockstep.cli.report import FINISHED
 from lockstep.cli.stores import existing
-from lockstep.cli.terminal import account, console, plain, print_json, user
+from lockstep.cli.terminal import account, console, count, plain, print_json, user
 from lockstep.errors import ApprovalError, ConfigError, LockError
 from lockstep.journal.standing import Standing
 from lockstep.values import new_token, now_ms
@@ -112,7 +112,7 @@ def _scope(standing: Standing) -> str:
     where = " and ".join(f"{pointer} = {value}" for pointer, value in standing.where)
     until = datetime.fromtimestamp(standing.until_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
     whose = f" for {standing.principal}" if standing.principal else ""
-    times = "" if standing.times is None else f", at most {standing.times} times"
+    times = "" if standing.times is None else f", at most {count(standing.times, 'time')}"
     return plain(f"{standing.tool} of {standing.agent}{f' where {where}' if where else ''}{whose} until {until}{times}")
 
 
@@ -138,9 +138,16 @@ def _condition(agent: LockedAgent, tool: str, text: str) -> tuple[str, str]:
     if isinstance(properties, dict) and first not in properties:
         raise ConfigError(f"{tool} has no argument {first!r:.100}.", remedy=f"It has: {', '.join(properties)}.")
     try:
-        return pointer, json_text.dumps(json_text.loads(value))
+        wanted = json_text.loads(value)
     except ValueError:
-        return pointer, json_text.dumps(value)
+        wanted = value
+    only = properties.get(first) if isinstance(properties, dict) and pointer.count("/") == 1 else None
+    if isinstance(only, dict) and only.get("type") == "string" and not isinstance(wanted, str):
+        right = f"'{pointer}={json_text.dumps(value)}'"
+        raise ConfigError(f"--where {text!r} would never hold: {first} is text.", remedy=f"Write {right}.")
+    if isinstance(only, dict) and only.get("type") in ("integer", "number", "boolean") and isinstance(wanted, str):
+        raise ConfigError(f"--where {text!r} would never hold: {first} is of type {only['type']}.")
+    return pointer, json_text.dumps(wanted)
 
 
 def _seconds(text: str) -> int:

@@ -13,6 +13,9 @@ from lockstep.journal.port import Journal
 from lockstep.values import RunId
 from lockstep.wiring.stores import STORE_ENV, STORE_NAME, Store
 
+_NAMED = 5
+"""How many stores are named to choose from."""
+
 
 def existing(named: Path | None) -> Store:
     """The store for commands that name no agent: --store, the environment, `.lockstep` here, or the one below here.
@@ -29,7 +32,8 @@ def existing(named: Path | None) -> Store:
     below = [place for place in places if Store(directory=place).holds_runs]
     if len(below) == 1:
         return Store(directory=below[0].resolve())
-    hint = f" There are several below: {', '.join(map(str, below))}." if below else ""
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    hint = f" There are several below: {', '.join(map(str, below[:_NAMED]))}{more}." if below else ""
     raise StoreError(
         f"There is no store at {store.directory}.{hint}",
         remedy=f"Name one with --store, or go to the directory of the agent ({AGENT_FILE}).",

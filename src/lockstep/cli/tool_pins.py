@@ -10,9 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.lock import Lock, write_lock
+from lockstep.agent.resolve import shown_name, source_key
 from lockstep.cli.report import BAD_INPUT, FINISHED
 from lockstep.cli.terminal import console, plain, print_json
+from lockstep.gate.policy import Policies
+from lockstep.values import Effect
 from lockstep.wiring import stores
 from lockstep.wiring.pinning import Review, Standing, approved_lock, review
 from lockstep.wiring.stores import Store
@@ -78,7 +82,26 @@ async def approve_tools(directory: Path, store: Path | None, names: Collection[s
     for source in dict.fromkeys(each.source for each in first):
         named = ", ".join(each.name for each in first if each.source == source)
         out.print(f"approved as first seen on {plain(source)}: {plain(named)}")
+    _print_defaults(out, seen, lock)
     return lock
+
+
+def _print_defaults(out: Console, seen: Review, lock: Lock) -> None:
+    """What holds because nothing was said, where it surprises: a tool nobody may call, one whose repeats do not run."""
+    agent = locked_agent(lock)
+    if denied := Policies.parse(agent.policies).unpermitted(agent.tools):
+        whose = "no policy names" if agent.policies else "[policy] names no files, so no policy names"
+        out.print(f"[yellow]denied[/] {plain(', '.join(denied))}: {plain(whose)} them in a permit")
+    servers = [each for each in seen.asked.spec.tools if each.mcp]
+    unsaid = {source_key(each) for each in servers if "effect" not in each.model_fields_set}
+    said = {
+        shown_name(each, name) for each in servers if "effect" in each.model_fields_set for name in each.include or ()
+    }
+    tools = [tool for tool in agent.tools.values() if tool.source in unsaid and tool.name not in said]
+    once = [tool.name for tool in tools if tool.effect is Effect.ONCE]
+    if once:
+        why = "no effect is declared, so in a session the same call again is not run and gets the first result"
+        out.print(f"[yellow]once[/] {plain(', '.join(once))}: {why}; `lockstep tools check` says more")
 
 
 async def _seen(directory: Path, store: Path | None) -> Review:
@@ -91,7 +114,7 @@ def _print_advice(out: Console, seen: Review) -> None:
     for problem in seen.asked.problems:
         out.print(f"[yellow]unusable[/] {plain(problem)}")
     for each in seen.findings:
-        out.print(f"[yellow]look at[/] {plain(each.tool)}: {plain(each.text)}")
+        out.print(f"[yellow]look at[/] {plain(each.tool)} of {plain(each.source)}: {plain(each.text)}")
 
 
 def _as_json(each: Standing) -> dict[str, str | list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from lockstep.cli.ending import finish
-from lockstep.cli.options import Commands, agent_argument, json_option, store_option
+from lockstep.cli.options import Commands, agent_argument, agent_or_here, json_option, store_option
 
 server_argument = click.argument(
     "server", metavar="[SERVER]", required=False, help="Its prefix or URL; needed where there are several."
@@ -29,7 +29,7 @@ def tools() -> None:
 
 
 @tools.command()
-@agent_argument
+@agent_or_here
 @store_option
 @json_option
 def pin(agent: Path, store: Path | None, json: bool) -> None:
@@ -40,7 +40,7 @@ def pin(agent: Path, store: Path | None, json: bool) -> None:
 
 
 @tools.command()
-@agent_argument
+@agent_or_here
 @store_option
 @json_option
 def diff(agent: Path, store: Path | None, json: bool) -> None:
@@ -65,7 +65,7 @@ def approve(agent: Path, names: tuple[str, ...], every: bool, store: Path | None
 
 
 @tools.command()
-@agent_argument
+@agent_or_here
 @click.option("--scratch", is_flag=True, help="Also call each tool, in the scratch world that [check] starts.")
 @store_option
 @json_option

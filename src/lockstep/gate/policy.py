@@ -140,6 +140,11 @@ class Policies:
         }
         return bool(self._cedar.is_authorized(question, self._scopes, self._no_entities).allowed)
 
+    def unpermitted(self, tools: Iterable[str]) -> tuple[str, ...]:
+        """Those of these tools that no `permit` names, in their order: every call of them is denied."""
+        permits = [policy.tools for policy in self.policies if policy.effect == "permit"]
+        return tuple(tool for tool in tools if not any(named is None or tool in named for named in permits))
+
     def _question_for_cedar(self, request: PolicyRequest) -> dict[str, Any]:
         for text in (request.principal, request.tool, request.agent):
             if not text.isascii() and not is_unicode(text):

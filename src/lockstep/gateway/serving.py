@@ -22,7 +22,9 @@ from lockstep import __version__
 from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import to_text
+from lockstep.agent.locked import LockedAgent
 from lockstep.errors import ConfigError, LockstepError, RunError
+from lockstep.gate.policy import Policies
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import Served, WhoCalls, build_server
@@ -41,6 +43,7 @@ from lockstep.wiring.stores import Store
 
 GRACE_S = 10.0
 """How long calls that are under way may take to end when the gateway is told to."""
+_FOR_CLIENTS = "An MCP client is what starts this command and speaks here; --http PORT serves many. Ctrl-D ends it."
 _LOOK_S = 0.5
 """How often answers that other processes left are looked for."""
 
@@ -68,6 +71,8 @@ async def serve_one(gateway: Gateway, principal: Principal, session: str | None)
 
     async def serve() -> None:
         async with _opened(gateway, lambda ctx: principal, session or "") as server:
+            if sys.stdin.isatty():  # a person, who would otherwise wait for a word of it
+                print(f"lockstep: serving {server.name} on this terminal. {_FOR_CLIENTS}", file=sys.stderr, flush=True)
             await serve_stdio(server)
 
     await _until_told_to_stop(serve())
@@ -93,7 +98,7 @@ async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None
             web = _WebServer(config)
             _when_told_to_stop(lambda: setattr(web, "should_exit", True))  # what is under way may end first
             address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
-            print(f"lockstep: serving {gateway.agent} at {address}", file=sys.stderr, flush=True)
+            print(f"lockstep: serving {server.name} ({gateway.agent}) at {address}", file=sys.stderr, flush=True)
             await web.serve([listening])
 
     await _until_told_to_stop(serve())
@@ -152,6 +157,7 @@ async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterato
                 unlocked=prepared.unlocked,
                 drift=prepared.drift,
             )
+            _say_what_is_closed(agent)
             desk = Desk(driver, journal, template)
             await desk.recover()
             description = load_spec(gateway.agent).agent.description or ""
@@ -173,6 +179,15 @@ async def _opened(gateway: Gateway, who: WhoCalls, session: str) -> AsyncIterato
                     yield server
                 finally:
                     await desk.close(GRACE_S)
+
+
+def _say_what_is_closed(agent: LockedAgent) -> None:
+    """Tell the operator which tools no client will ever see: an empty list is all that a client would tell."""
+    closed = Policies.parse(agent.policies).unpermitted(agent.tools)
+    if closed:
+        print(
+            f"lockstep: no policy names these in a permit, so no client sees them: {', '.join(closed)}", file=sys.stderr
+        )
 
 
 @asynccontextmanager

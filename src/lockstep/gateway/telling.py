@@ -109,16 +109,17 @@ def waiting_text(state: State, call: CallState) -> str:
         return state.message
     if call.phase is Phase.WAITING:
         question = f" ({call.question})" if call.question else ""
+        name = call.approval
         return (
-            f"Not run yet: {call.name} waits for a person{question}. Approval {call.approval}, for exactly this call:"
-            f" `lockstep approve {call.approval}` or `lockstep refuse {call.approval}`. Then make the same call again"
-            " to get its result; it is not run twice."
+            f"Not run yet: {call.name} waits for a person{question}. Approval {name}, for exactly this call:"
+            f" `lockstep approve {name}` or `lockstep refuse {name}` in the agent's directory. Then make the same call"
+            " again to get its result; it is not run twice."
         )
     if call.phase is Phase.NEEDS_INPUT:
         return (
             f"Not done yet: the server of {call.name} asks a person for input. `lockstep approvals` shows what,"
-            f" `lockstep answer {call.input}` answers it. Then make the same call again to get its result; it is not"
-            " made twice."
+            f" `lockstep answer {call.input}` answers it, in the agent's directory. Then make the same call again to"
+            " get its result; it is not made twice."
         )
     return (
         f"Nobody knows whether {call.name} happened: {call.why_doubted.rstrip('.')}. Do not make another call for the"

@@ -51,7 +51,7 @@ class Inbox:
 
     def leave(self, answer: Answer) -> bool:
         """Leave an answer; False, and nothing left, where nobody takes it."""
-        if not answer.approval.isalnum() or not self._is_attended():
+        if not answer.approval.isalnum() or not self.is_attended():
             return False
         draft = self._directory / f".{answer.approval}.{os.getpid()}"
         draft.write_text(json.dumps(asdict(answer)))
@@ -73,7 +73,8 @@ class Inbox:
                 answers.append(answer)
         return answers
 
-    def _is_attended(self) -> bool:
+    def is_attended(self) -> bool:
+        """Whether a process takes what is left here."""
         try:
             fd = os.open(self._directory / _ATTENDED, os.O_RDWR | os.O_CLOEXEC)
         except OSError:

@@ -8,8 +8,13 @@ import sqlite3
 from pathlib import Path
 
 from lockstep.errors import StoreBusy, StoreDamaged, StoreError, StoreFull
+from lockstep.journal.inbox import Inbox
 
 DATABASE = "journal.db"
+_WHILE_A_GATEWAY = (
+    "Meanwhile `approve`, `refuse`, `answer`, `allow`, `revoke`, `stop` and all that only reads can be used; for"
+    " anything else end it first, or use another store with --store."
+)
 _ELSEWHERE = "Restore it from a copy, or use another with --store."
 _RUNS_THERE = (
     "SELECT (SELECT count(*) FROM runs NOT INDEXED), (SELECT coalesce(max(number), 0) FROM runs NOT INDEXED),"
@@ -101,9 +106,10 @@ def hold(directory: Path) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 64, 0).decode(errors="replace").strip() or "unknown"
+            gateway = Inbox(directory).is_attended()
             raise StoreBusy(
-                f"The store {directory} is in use by process {holder}.",
-                remedy="Wait until it ends, or use another store with --store.",
+                f"The store {directory} is in use by process {holder}{', a gateway' if gateway else ''}.",
+                remedy=_WHILE_A_GATEWAY if gateway else "Wait until it ends, or use another store with --store.",
             ) from None
         os.truncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)

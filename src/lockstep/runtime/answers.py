@@ -61,6 +61,22 @@ async def answer_approval(journal: Journal, approval: str, answer: Answer, terms
         AgentStopped: somebody stopped the agent; refusing is possible all the same.
         LockError: what is locked now cannot be told.
     """
+    state, call = await approvable(journal, approval, answer, terms_now)
+    event = answered(call, given=answer.given, by=answer.by, because=answer.because, login=answer.login)
+    try:
+        await append(journal, state, event)
+    except FenceConflict:
+        await _asked(journal, approval)  # says who was faster, if it was an answer
+        raise
+    return await read_state(journal, state.run)
+
+
+async def approvable(journal: Journal, approval: str, answer: Answer, terms_now: TermsNow) -> tuple[State, CallState]:
+    """The call that this answer would be for. Only reads: also for whoever hands the answer to another process.
+
+    Raises:
+        ApprovalError, AgentStopped, LockError: the answer would come to nothing, as for `answer_approval`.
+    """
     state, call = await _asked(journal, approval)
     if not _is_shown(call, answer.digest):
         raise ApprovalError(
@@ -70,13 +86,7 @@ async def answer_approval(journal: Journal, approval: str, answer: Answer, terms
     if answer.given:
         require_running(journal, state.agent)
         await _require_valid(journal, state, call, answer.by, terms_now)
-    event = answered(call, given=answer.given, by=answer.by, because=answer.because, login=answer.login)
-    try:
-        await append(journal, state, event)
-    except FenceConflict:
-        await _asked(journal, approval)  # says who was faster, if it was an answer
-        raise
-    return await read_state(journal, state.run)
+    return state, call
 
 
 async def _asked(journal: Journal, approval: str) -> tuple[State, CallState]:

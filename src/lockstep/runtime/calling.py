@@ -30,7 +30,7 @@ from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.following import Follower
 from lockstep.runtime.live import Attendant
-from lockstep.runtime.reading import History, Unreadable, read_history, read_row, read_state
+from lockstep.runtime.reading import CLIENT_WORDS, History, Unreadable, read_history, read_row, read_state
 from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
 
 SESSION_IDLE_S = 3600.0
@@ -41,8 +41,6 @@ _LOOKED_AT = 10
 """How many times its size the window is looked for in the runs of a session that is opened again."""
 MEND_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 """Before it is tried again to settle a run that broke off; the last for as long as it takes."""
-CLIENT_WORDS = "(a call of an MCP client)"
-"""What stands where the user's words stand: nothing in a client's arguments can be traced to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

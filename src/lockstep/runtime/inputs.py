@@ -210,17 +210,9 @@ async def answer_input(journal: Journal, name: str, said: Said) -> State:
         InputError: nothing waits for it, it has expired, or the answer is none that was asked for.
         AgentStopped: somebody stopped the agent; ending the call is possible all the same.
     """
-    state, call = await asked_input(journal, name)
+    state, call = await answerable(journal, name, said)
     if said.responses is not None:
-        require_running(journal, state.agent)
-        if unsampled(call) is not None:
-            raise InputError(
-                "The agent's model has not answered its part of it yet.",
-                remedy=f"`lockstep resume {state.run}` has it asked; then answer.",
-            )
         asked = parse(call.asked)
-        if problem := problem_of(asked, said.responses):
-            raise InputError(problem, remedy="`lockstep approvals` shows what it takes.")
         said = replace(said, responses={**cleaned(asked, said.responses), **said_by_model(call, call.input)})
     assert call.asked_digest is not None
     event = ev.InputGiven(
@@ -238,6 +230,25 @@ async def answer_input(journal: Journal, name: str, said: Said) -> State:
         await asked_input(journal, name)  # says that somebody was faster
         raise
     return await read_state(journal, state.run)
+
+
+async def answerable(journal: Journal, name: str, said: Said) -> tuple[State, CallState]:
+    """The call that this answer would be for. Only reads: also for whoever hands the answer to another process.
+
+    Raises:
+        InputError, AgentStopped: the answer would come to nothing, as for `answer_input`.
+    """
+    state, call = await asked_input(journal, name)
+    if said.responses is not None:
+        require_running(journal, state.agent)
+        if unsampled(call) is not None:
+            raise InputError(
+                "The agent's model has not answered its part of it yet.",
+                remedy=f"`lockstep resume {state.run}` has it asked; then answer.",
+            )
+        if problem := problem_of(parse(call.asked), said.responses):
+            raise InputError(problem, remedy="`lockstep approvals` shows what it takes.")
+    return state, call
 
 
 async def asked_input(journal: Journal, name: str) -> tuple[State, CallState]:

@@ -17,6 +17,9 @@ from lockstep.model.port import Message
 from lockstep.runtime.extracts import extract_of, left_in
 from lockstep.values import Effect, RunId
 
+CLIENT_WORDS = "(a call of an MCP client)"
+"""What stands for the user's words in a run that is a client's call: nothing in its arguments can be traced to it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:

@@ -127,12 +127,14 @@ class Process(Protocol):
         call_digest: Digest,
         identity: Mapping[str, str],
         secret_values: Mapping[str, str] | None = None,
+        wall_s: float | None = None,
     ) -> None:
         """Redeem the permit: from now on this is the sandbox of that call.
 
         Opens egress, whose every request carries `identity` as headers (`Lockstep-Run: ...`) that the sandbox cannot
         set, and starts the call's wall clock, output budget and measurements. `secret_values` has the value of every
-        secret of the spec, by variable: for the egress proxy, never for the sandbox.
+        secret of the spec, by variable: for the egress proxy, never for the sandbox. `wall_s` is how long this call
+        may take, where that is not what the spec says: calls of several tools may share a sandbox.
 
         Raises:
             PermitError: nothing was opened.

@@ -57,6 +57,7 @@ class FramedChild:
         self._child = child
         self._stdin = child.stdin
         self._limits = limits
+        self._wall_s = limits.wall_s
         self._kill = kill
         self._blame = blame
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -81,13 +82,14 @@ class FramedChild:
         """The child's exit code; None while it runs and when a limit killed it."""
         return None if self.limit else self._child.returncode
 
-    def start_clock(self) -> None:
-        """From now on the child has `wall_s` seconds and `output_bytes` bytes."""
+    def start_clock(self, wall_s: float | None = None) -> None:
+        """From now on the child has `wall_s` seconds (None: as many as before) and `output_bytes` bytes."""
+        self._wall_s = self._wall_s if wall_s is None else wall_s
         self.stop_clock()
         self._left_s = None
         self._received = 0
         if not self.ended.done():
-            self._wall = asyncio.get_running_loop().call_later(self._limits.wall_s, self.hit, "wall_s")
+            self._wall = asyncio.get_running_loop().call_later(self._wall_s, self.hit, "wall_s")
 
     def stop_clock(self) -> None:
         if self._wall is not None:

@@ -92,6 +92,7 @@ class SandboxProcess:
         call_digest: Digest,
         identity: Mapping[str, str],
         secret_values: Mapping[str, str] | None = None,
+        wall_s: float | None = None,
     ) -> None:
         permit.redeem(call_digest, now_ms())
         if self._sealed is not None:  # not its first call
@@ -100,7 +101,7 @@ class SandboxProcess:
         self._admitted = time.monotonic()
         if self._proxy is not None:
             self._proxy.admit(identity, secret_values)
-        self._watch_over()
+        self._watch_over(self._limits.wall_s if wall_s is None else wall_s)
 
     def rest(self) -> None:
         self._stop_watching()
@@ -172,9 +173,9 @@ class SandboxProcess:
         killed = exit_code in (_KILLED, _OUT_OF_TIME)
         return self._body.blame(exit_code) or ("cpu_s" if killed and spent_s >= self._limits.cpu_s * 0.9 else "")
 
-    def _watch_over(self) -> None:
+    def _watch_over(self, wall_s: float | None = None) -> None:
         """Start clock and meter anew."""
-        self.framed.start_clock()
+        self.framed.start_clock(wall_s)
         if self._meter is None or self._meter.done():
             self._meter = asyncio.create_task(self._watch())
 

@@ -6,7 +6,7 @@ import os
 import time
 from asyncio import TimerHandle
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -67,14 +67,16 @@ class Recipe(Generic[T]):
     def key(self) -> Digest:
         """The same for sandboxes that can stand in for each other; code is mounted from places named by digest."""
         spec = self.spec
-        limits, rules = spec.limits, spec.egress
+        # Of one that outlives a call each call says how long it may take, so that entries for what a server reads and
+        # for what it changes have one server between them.
+        limits = spec.limits if spec.single_use else replace(spec.limits, wall_s=0)
         return digest_json(
             {
                 "tier": self.backend.tier.value,
                 "argv": list(spec.argv),
                 "mounts": {target: str(source) for target, source in spec.mounts.items()},
                 "env": dict(spec.env),
-                "egress": [repr(rule) for rule in rules],
+                "egress": [repr(rule) for rule in spec.egress],
                 "secrets": [repr(secret) for secret in spec.secrets],
                 "limits": repr(limits),
                 "single_use": spec.single_use,

@@ -9,6 +9,9 @@ from lockstep.journal import events as ev
 from lockstep.journal.events import Recorded
 from lockstep.telemetry.rounds import Input, in_words
 
+STILL_OPEN = "still open"
+"""The outcome of what had not ended when the record did."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Node:
@@ -171,7 +174,7 @@ class _Builder:
     def finish(self) -> tuple[Node, Spent]:
         self._root.duration_ms = self._last_at - self._root.start_ms
         for node in self._open.values():
-            node.outcome, node.duration_ms = "still open", self._last_at - node.start_ms
+            node.outcome, node.duration_ms = STILL_OPEN, self._last_at - node.start_ms
         for step in self._root.children:
             step.duration_ms = (
                 max((c.start_ms + c.duration_ms for c in step.children), default=step.start_ms) - step.start_ms

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lockstep.agent.trees import tree_digest, tree_files
+from lockstep.agent.trees import Trees, tree_files
 from lockstep.errors import StoreError
 from lockstep.values import Digest, digest_json, sha256
 
@@ -55,14 +55,14 @@ class CodeStore:
             self._checked.add(target)
         return target
 
-    def put_tree(self, directory: Path) -> Digest:
-        """Keep a copy of a directory of packages as it is now; returns its digest.
+    def put_tree(self, directory: Path, trees: Trees) -> Digest:
+        """Keep a copy of a directory of packages as it is now; returns its digest, which `trees` may know already.
 
         Raises:
             ConfigError: something in it cannot be kept.
             StoreError: the store cannot be written.
         """
-        digest = tree_digest(directory)
+        digest = trees.digest(directory)
         if not (self._directory / digest[:32]).is_dir():
             self.put({name: path.read_bytes() for name, path in tree_files(directory)})
         return digest

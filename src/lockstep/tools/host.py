@@ -102,7 +102,7 @@ class SandboxedTools:
                     return choice, await stack.enter_async_context(self._lease(call, recipe))
 
                 choice, lease = await self._where_it_starts(call.tool, taken)
-                lease.process.admit(permit, call.digest, _identity(call), values)
+                lease.process.admit(permit, call.digest, _identity(call), values, _wall_s(call.tool))
                 admitted = True
                 outcome = await converse(lease.ready, call, lease.process, on_overdue, ask)
                 lease.spoiled = outcome.kind in _SPOILS
@@ -237,7 +237,7 @@ class SandboxedTools:
         code = self._code.get(tool.code)
         argv, mounts = self._guest.start(tool, code)
         packages = {f"{RUNTIME_MOUNT}/{name}": self._code.tree(digest) for name, digest in tool.runtime.items()}
-        limits = _limits(tool.limits, tool.timeout_s + tool.repeats.late_s)
+        limits = _limits(tool.limits, _wall_s(tool))
         return SandboxSpec(
             argv=argv,
             mounts={**mounts, **packages, TOOL_MOUNT: code, LOCKSTEP_MOUNT: self._guest.directory},
@@ -299,6 +299,11 @@ def _with_use(outcome: Outcome, choice: Choice, lease: Lease[Ready]) -> Outcome:
 
 def _told(record: EgressRecord) -> dict[str, str | int | float | bool | None]:
     return {name: value for name, value in asdict(record).items() if value != "" or name != "purpose"}
+
+
+def _wall_s(tool: LockedTool) -> float:
+    """How long a call of this tool may take altogether: past its deadline a late result is waited for."""
+    return tool.timeout_s + tool.repeats.late_s
 
 
 def _limits(limits: LimitsSection, wall_s: float) -> Limits:

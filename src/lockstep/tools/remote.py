@@ -70,6 +70,7 @@ class RemoteProcess:
     def __init__(self, line: Line, limits: Limits) -> None:
         self._line = line
         self._limits = limits
+        self._wall_s = limits.wall_s
         self._frames: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self._log = Log()
         self._identity: Mapping[str, str] = {}
@@ -100,12 +101,14 @@ class RemoteProcess:
         call_digest: Digest,
         identity: Mapping[str, str],
         secret_values: Mapping[str, str] | None = None,
+        wall_s: float | None = None,
     ) -> None:
         permit.redeem(call_digest, now_ms())
         self._identity, self._values = dict(identity), dict(secret_values or {})
         self._log, self._open, self._scrubber = Log(), True, None
         self._frames = asyncio.Queue()  # what came by a stream after the last call's answer is nothing to this one
         self._admitted = time.monotonic()
+        self._wall_s = self._limits.wall_s if wall_s is None else wall_s
         self.renew()
         self._listen_again()
 
@@ -152,7 +155,7 @@ class RemoteProcess:
     def renew(self) -> None:
         self._stop_clock()
         self._received, self._left_s = 0, None
-        self._clock = asyncio.get_running_loop().call_later(self._limits.wall_s, self._hit, "wall_s")
+        self._clock = asyncio.get_running_loop().call_later(self._wall_s, self._hit, "wall_s")
 
     async def seal(self) -> None:
         if not self._open:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from lockstep.agent.locked import LockedTool
 from lockstep.agent.places import host_path
 from lockstep.agent.resolve import code_files, resolve, source_key
 from lockstep.agent.spec import FILE_MODELS, AgentSpec, PolicySection, ToolSource
+from lockstep.agent.trees import Trees
 from lockstep.errors import ConfigError, StoreError
 from lockstep.gate.arguments import ArgumentChecker
 from lockstep.gate.effect_checks import effect_problems
@@ -33,6 +36,7 @@ from lockstep.tools.scan import visible
 from lockstep.tools.structure import schema_problem
 from lockstep.values import Digest, Effect, JsonObject, digest_json, sha256
 from lockstep.wiring.models import read_file_model
+from lockstep.wiring.unstarted import remedy_for
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 """What the Model Context Protocol lets a tool be called; some providers take less."""
@@ -47,6 +51,8 @@ class Asked:
     protocols: Mapping[int, str]
     problems: tuple[str, ...]
     """Definitions of servers that are of no use and were dropped, each in a sentence."""
+    trees: Trees
+    """What their directories of packages were."""
 
 
 async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -> Asked:
@@ -56,20 +62,31 @@ async def ask_sources(directory: Path, tools: SandboxedTools, code: CodeStore) -
         ConfigError: something in the directory is wrong, or a source cannot say.
         SandboxUnavailable: the sources cannot be asked on this machine.
     """
-    spec = load_spec(directory)
+    spec, trees = load_spec(directory), Trees()
+    require_files(directory, spec)
     definitions: dict[int, Sequence[JsonObject]] = {}
     protocols: dict[int, str] = {}
     problems: list[str] = []
-    answered: list[tuple[LockedTool, Description]] = []
-    for index, source in enumerate(spec.tools):
-        said = await _describe(directory, index, spec.policy, source, tools, code, answered)
+    for index, said in enumerate(await _describe_all(directory, spec, tools, code, trees)):
+        source = spec.tools[index]
         definitions[index], dropped = said.offer.tools, said.offer.problems
         if source.mcp:
             protocols[index] = said.protocol
             definitions[index], more = usable(said.offer.tools, over_http=source.mcp.url is not None)
             dropped = (*dropped, *more)
         problems += [f"{directory / AGENT_FILE}: tools[{index}]: {each}; it was left out." for each in dropped]
-    return Asked(spec=spec, definitions=definitions, protocols=protocols, problems=tuple(problems))
+    return Asked(spec=spec, definitions=definitions, protocols=protocols, problems=tuple(problems), trees=trees)
+
+
+def require_files(directory: Path, spec: AgentSpec) -> None:
+    """What can be wrong with an agent whatever its tools are, before any of them is started.
+
+    Raises:
+        ConfigError, ModelError: a file is missing or cannot be read, or is no Cedar, or no script or recording.
+    """
+    toolless = resolve(directory, spec.model_copy(update={"tools": ()}), {})
+    _parsed(directory, locked_agent(toolless).policies)
+    _require_model_file(directory, spec)
 
 
 async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore) -> Lock:
@@ -80,7 +97,7 @@ async def resolve_agent(directory: Path, tools: SandboxedTools, code: CodeStore)
         SandboxUnavailable: the sources cannot be asked on this machine.
     """
     asked = await ask_sources(directory, tools, code)
-    lock = resolve(directory, asked.spec, asked.definitions, asked.protocols)
+    lock = resolve(directory, asked.spec, asked.definitions, asked.protocols, asked.trees)
     check_whole(directory, asked.spec, lock)
     return lock
 
@@ -94,6 +111,10 @@ def check_whole(directory: Path, spec: AgentSpec, lock: Lock) -> None:
     check(directory, lock)
     if closed := private_names(locked_agent(lock).tools.values()):
         raise ConfigError("\n".join(f"{directory / AGENT_FILE}: {problem}." for problem in closed))
+    _require_model_file(directory, spec)
+
+
+def _require_model_file(directory: Path, spec: AgentSpec) -> None:
     provider, _, name = spec.model.name.partition(":")
     if provider in FILE_MODELS:
         read_file_model(provider, directory / name)
@@ -112,11 +133,7 @@ def check(directory: Path, lock: Lock) -> Policies:
     unknown = agent.budget.unknown_tools(agent.tools)
     problems += [f"{directory / AGENT_FILE}: {text}, which is no tool of this agent." for text in unknown]
     # Verdicts name policies as the lock does, wherever the agent lies; only what a person reads here says where.
-    where = "" if directory == Path() else f"{directory}/"
-    try:
-        policies = Policies.parse(agent.policies)
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error.message}", remedy=error.remedy) from error
+    where, policies = _place_of(directory), _parsed(directory, agent.policies)
     if not problems:  # what follows reads the schemas
         for tool in agent.tools.values():
             found = effect_problems(tool, agent.tools)
@@ -129,6 +146,17 @@ def check(directory: Path, lock: Lock) -> Policies:
     return policies
 
 
+def _parsed(directory: Path, policies: Mapping[str, str]) -> Policies:
+    try:
+        return Policies.parse(policies)
+    except ConfigError as error:
+        raise ConfigError(f"{_place_of(directory)}{error.message}", remedy=error.remedy) from error
+
+
+def _place_of(directory: Path) -> str:
+    return "" if directory == Path() else f"{directory}/"
+
+
 def with_code(lock: Lock, code: CodeStore) -> Lock:
     """The lock with the code behind its digests, as far as the store still has it: for a diff that shows lines."""
     files = dict(lock.files)
@@ -139,39 +167,73 @@ def with_code(lock: Lock, code: CodeStore) -> Lock:
     return replace(lock, files=files)
 
 
-async def _describe(
-    directory: Path,
-    index: int,
-    policy: PolicySection,
-    source: ToolSource,
-    tools: SandboxedTools,
-    code: CodeStore,
-    answered: list[tuple[LockedTool, Description]],
-) -> Description:
-    """What a source offers. Of entries that share a module and run it alike, the first is asked for all of them."""
+async def _describe_all(
+    directory: Path, spec: AgentSpec, tools: SandboxedTools, code: CodeStore, trees: Trees
+) -> list[Description]:
+    """What each source offers, asked for at the same time as far as the machine has room; all that is wrong is said.
+
+    Of entries that share a source and run it alike, the first is asked for all of them.
+    """
+    room = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+    asked: list[tuple[LockedTool, Sequence[str], asyncio.Task[Description]]] = []
+    answers: list[asyncio.Task[Description]] = []
+    try:
+        for index, source in enumerate(spec.tools):
+            tool = _to_ask(directory, spec.policy, source, code, trees)
+            alike = replace(tool, effect=Effect.READ)  # which says what its calls do, and nothing of what it offers
+            offers = source.mcp.offer if source.mcp else ("tools",)
+            task = next((each for other, of, each in asked if (other, of) == (alike, offers)), None)
+            if task is None:
+                place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
+                task = asyncio.create_task(_describe(directory, place, source, tool, tools, room))
+                asked.append((alike, offers, task))
+            answers.append(task)
+        done = await asyncio.gather(*(task for *_, task in asked), return_exceptions=True)
+    finally:
+        for *_, task in asked:
+            task.cancel()
+        await asyncio.gather(*(task for *_, task in asked), return_exceptions=True)
+    _raise_any([each for each in done if isinstance(each, BaseException)])
+    return [task.result() for task in answers]
+
+
+def _raise_any(failed: Sequence[BaseException]) -> None:
+    """What went wrong with the sources: every mistake of the agent, or the first thing that is none."""
+    mistakes = [each for each in failed if isinstance(each, ConfigError)]
+    for each in failed:
+        if not isinstance(each, ConfigError):
+            raise each
+    if len(mistakes) > 1:
+        raise ConfigError("\n".join(f"{each.message}\n  {each.remedy}".rstrip() for each in mistakes))
+    if mistakes:
+        raise mistakes[0]
+
+
+def _to_ask(directory: Path, policy: PolicySection, source: ToolSource, code: CodeStore, trees: Trees) -> LockedTool:
     files = code_files(directory, source)
     code.put(files)
-    runtime = keep_runtime(source, code)
-    asked = _as_tool(policy, source, files, runtime)
-    alike = replace(asked, effect=Effect.READ)  # which says what its calls do, and nothing of what it offers
-    before = next((said for tool, said in answered if tool == alike), None)
-    if before is not None and source.mcp is None:
-        return before
-    place = f"{directory / AGENT_FILE}: tools[{index}] ({source_key(source)})"
+    return _as_tool(policy, source, files, keep_runtime(source, code, trees))
+
+
+async def _describe(
+    directory: Path, place: str, source: ToolSource, asked: LockedTool, tools: SandboxedTools, room: asyncio.Semaphore
+) -> Description:
+    """What a source offers; `place` names its entry."""
     try:
-        said = await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
+        async with room:
+            return await _offered(asked, tools, source.mcp.offer if source.mcp else ("tools",))
     except ServerError as error:
         problem = f"{place} cannot be used: {error.message.rstrip('.')}."
         remedy = "Then lock again." if isinstance(error, Unauthorized) else "Correct it, then lock again."
         raise ConfigError(problem, remedy=remedy) from error
     except BadReply as error:
-        how = "Streamable HTTP: name the URL of its endpoint" if source.mcp and source.mcp.url else "stdio"
-        raise ConfigError(f"{place} does not speak MCP: {error}.", remedy=f"Tools speak MCP over {how}.") from error
+        remedy = "Tools speak MCP over Streamable HTTP: name the URL of its endpoint."
+        if source.mcp is None or source.mcp.url is None:
+            remedy = "Tools speak MCP over stdio: print to standard error, for standard output is the protocol's."
+        raise ConfigError(f"{place} does not speak MCP: {error}.", remedy=remedy) from error
     except ProcessEnded as error:
-        remedy = "" if source.mcp and source.mcp.url else "Start it by hand to see why."
+        remedy = "" if source.mcp and source.mcp.url else remedy_for(directory, source, error)
         raise ConfigError(f"{place} {_why_ended(source, error)}", remedy=remedy) from error
-    answered.append((alike, said))
-    return said
 
 
 async def _offered(asked: LockedTool, tools: SandboxedTools, offers: Sequence[str]) -> Description:
@@ -196,14 +258,14 @@ def _why_ended(source: ToolSource, ended: ProcessEnded) -> str:
     return f"ended before it said what it offers ({how}). {last}"
 
 
-def keep_runtime(source: ToolSource, code: CodeStore) -> dict[str, Digest]:
+def keep_runtime(source: ToolSource, code: CodeStore, trees: Trees) -> dict[str, Digest]:
     """Put the packages a server consists of into the store; their digests by name.
 
     Raises:
         ConfigError, StoreError: they cannot be read, or kept.
     """
     runtime = source.mcp.runtime if source.mcp else {}
-    return {name: code.put_tree(host_path(path)) for name, path in runtime.items()}
+    return {name: code.put_tree(host_path(path), trees) for name, path in runtime.items()}
 
 
 def _as_tool(

@@ -53,7 +53,7 @@ async def review(directory: Path, tools: SandboxedTools, code: CodeStore) -> Rev
         ConfigError, ModelError, SandboxUnavailable: as for locking.
     """
     asked = await ask_sources(directory, tools, code)
-    wanted = resolve(directory, asked.spec, asked.definitions, asked.protocols)
+    wanted = resolve(directory, asked.spec, asked.definitions, asked.protocols, asked.trees)
     check(directory, wanted)
     return Review(
         asked=asked,
@@ -78,7 +78,7 @@ def approved_lock(directory: Path, seen: Review, approve: Collection[str] | None
         index: [each for each in offered if shown_name(asked.spec.tools[index], str(each["name"])) not in left_out]
         for index, offered in asked.definitions.items()
     }
-    lock = resolve(directory, asked.spec, definitions, asked.protocols)
+    lock = resolve(directory, asked.spec, definitions, asked.protocols, asked.trees)
     check_whole(directory, asked.spec, lock)
     return lock
 

@@ -15,6 +15,7 @@ from lockstep.agent.lock import Lock, Part, differing_parts, read_lock
 from lockstep.agent.locked import LockedAgent
 from lockstep.agent.resolve import code_files, resolve_static
 from lockstep.agent.spec import FILE_MODELS, MODEL_NAME_RULE, AgentSpec, ModelSection
+from lockstep.agent.trees import Trees
 from lockstep.errors import ConfigError, LockError, ModelError
 from lockstep.gate.gate import Gate
 from lockstep.journal.events import RunStarted
@@ -48,12 +49,12 @@ async def prepare(
     Raises:
         LockError: they differ (names the parts) and `unlocked` was not asked for, or there is no lock.
     """
-    spec = load_spec(directory)
+    spec, trees = load_spec(directory), Trees()
     if unlocked:
         prepared = await _prepare_unlocked(directory, tools, code)
     else:
         lock = read_lock(directory)
-        disk = resolve_static(directory, spec, lock)
+        disk = resolve_static(directory, spec, lock, trees)
         drift = differing_parts(lock, disk)
         if drift:
             raise LockError(
@@ -62,7 +63,7 @@ async def prepare(
                 " `--unlocked` runs it as it is.",
             )
         prepared = Prepared(lock=replace(lock, files=disk.files))
-    _keep_code(directory, spec, code)
+    _keep_code(directory, spec, code, trees)
     return prepared if model is None else _with_model(prepared, model)
 
 
@@ -185,10 +186,10 @@ def _with_model(prepared: Prepared, name: str) -> Prepared:
     return Prepared(lock=lock, unlocked=True, drift=(*prepared.drift, f"model: settings (--model {name})"))
 
 
-def _keep_code(directory: Path, spec: AgentSpec, code: CodeStore) -> None:
+def _keep_code(directory: Path, spec: AgentSpec, code: CodeStore, trees: Trees) -> None:
     for source in spec.tools:
         code.put(code_files(directory, source))
-        keep_runtime(source, code)
+        keep_runtime(source, code, trees)
     provider, _, name = spec.model.name.partition(":")
     if provider in FILE_MODELS:
         code.put({name: read_file(directory / name)})

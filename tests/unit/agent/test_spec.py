@@ -88,7 +88,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
         (
             'python = "b.py"',
             'python = "b.py"\ninclude = "b"',
-            'agent.toml:15: `tools[1].include` is "b": input should be',
+            'agent.toml:15: `tools[1].include` is "b": it must be a list, in square',
         ),
         ('python = "b.py"', "", "DIR/agent.toml:13: `tools[1]` needs either `python = "),
         ('python = "b.py"', 'python = "b.py"\nmcp = { command = ["x"] }', "DIR/agent.toml:13: `tools[1]` needs either"),
@@ -142,8 +142,23 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
             "agent.toml:4: `model` has a name whose file is '../s': it must be a path",
         ),
         ('"openai:gpt-4o"', '"recorded:/s"', "agent.toml:4: `model` has a name whose file is '/s': it must be a path"),
-        ('[prompt]\nfile = "prompt.md"', "", "DIR/agent.toml: the section `[prompt]` is missing. Add it."),
+        ('[prompt]\nfile = "prompt.md"', "", "DIR/agent.toml: the section `[prompt]` is missing. Add it, with `file"),
         ("[[tools]]", "[tools]", "not valid TOML"),
+        (
+            '[[tools]]\npython = "a.py"\n\n[[tools]]',
+            "[tools]",
+            "DIR/agent.toml:10: `[tools]` is one table. Write `[[tools]]`, with two brackets",
+        ),
+        (
+            'effect = "once"',
+            'code = "lib"',
+            'DIR/agent.toml:15: `tools[1].code` is "lib": it must be a list, in square brackets, each text',
+        ),
+        (
+            'python = "b.py"',
+            'mcp = { command = ["/usr/bin/true"], prefix = "my server" }',
+            '`tools[1].mcp.prefix` is "my server": a prefix is at most 32 letters, digits, - and _, a letter first',
+        ),
         ("steps = 5", "steps =", "DIR/agent.toml:21: not valid TOML, column 8: Invalid value. Correct that line."),
         ("steps = 5", "steps = [", "DIR/agent.toml:21: not valid TOML: Invalid value. Correct that line."),
         ("steps = 5", "steps = 5\nsteps = 6", "DIR/agent.toml:22: not valid TOML"),
