@@ -335,7 +335,7 @@ class RemoteProcess:
             return True  # whoever receives it says what it is
         if not isinstance(found, dict):
             return True
-        answer = "method" not in found and found.get("id") == message["id"] and not isinstance(found["id"], bool)
+        answer = "method" not in found and found.get("id") == message["id"]
         if answer and message["method"] == "initialize" and isinstance(result := found.get("result"), dict):
             self._protocol = str(result.get("protocolVersion", ""))[:40]
             self._may_ask = bool((message.get("params") or {}).get("capabilities"))
