@@ -136,15 +136,16 @@ def test_another_port_of_the_same_machine_is_another_service(tmp_path: Path, whi
 
 
 def test_an_authorization_server_beside_its_server_is_reached_where_it_is_named(tmp_path: Path) -> None:
-    async def go() -> bool:
+    async def go(**named: Any) -> bool:
         async with serving(Identity()) as gives, serving(Identity()) as peer, desk(tmp_path) as at:
             peer.authorization_server = gives.at
             gives.metadata.update(resource=f"{peer.at}/mcp")
             gives._token = peer._token  # type: ignore[method-assign]  # for the resource that is the peer
             peer.asked_for = gives.asked_for
-            return await at.login(tool_of(peer, OAuth(issuer=gives.at)))
+            return await at.login(tool_of(peer, OAuth(**(named or {"issuer": gives.at}))))
 
-    assert asyncio.run(asyncio.wait_for(go(), 60)) is True
+    for named in ({}, {"any_port": True}):
+        assert asyncio.run(asyncio.wait_for(go(**named), 60)) is True
 
 
 PAGES = (

@@ -15,7 +15,7 @@ from lockstep.tools.client import McpClient
 from lockstep.tools.port import Notice, Outcome
 from lockstep.tools.remote import Line, RemoteProcess
 from lockstep.tools.remote_http import Reach, RemoteHttp
-from lockstep.tools.remote_servers import named_origins, remote_spec
+from lockstep.tools.remote_servers import named, remote_spec
 from lockstep.values import digest_json, now_ms
 
 EVENTS = "text/event-stream"
@@ -37,7 +37,7 @@ def line_to(peer: Peer, http: RemoteHttp) -> tuple[RemoteProcess, McpClient]:
     tool = remote_tool(peer.port, protocol=LEGACY, asks=("elicitation",))
     assert tool.remote is not None
     spec = remote_spec(tool, tool.remote, "ann")
-    reach = Reach(rules=spec.egress, named=named_origins(tool.remote))
+    reach = Reach(rules=spec.egress, named=named(tool.remote))
     process = RemoteProcess(Line(http=http, url=tool.remote.url, reach=reach, headers={}), spec.limits)
     return process, McpClient(process, tool.asks)
 

@@ -24,7 +24,7 @@ from lockstep.tools.oauth import client_secret
 from lockstep.tools.oauth_sdk import Login, SdkAuth
 from lockstep.tools.remote_headers import routing_headers
 from lockstep.tools.remote_http import OAUTH, Log, Lost, Reach, RemoteHttp, Unreached, authorized
-from lockstep.tools.remote_servers import named_origins, own_rules, require_secrecy
+from lockstep.tools.remote_servers import named, own_rules, require_secrecy
 from lockstep.tools.token_files import TokenFiles
 
 LOGIN_S = 300.0
@@ -57,7 +57,7 @@ async def login(
                 raise OAuthFlowError(f"the authorization server says {why!r:.200}")
             return AuthorizationCodeResult(code=answer["code"], state=answer.get("state"), iss=answer.get("iss"))
 
-        reach = Reach(rules=own_rules(remote), named=named_origins(remote))
+        reach = Reach(rules=own_rules(remote), named=named(remote))
 
         def check(url: str) -> None:
             try:

@@ -49,8 +49,8 @@ class Lost(Exception):
 class Reach:
     """What one server's requests may reach: the server by its rules, and for tokens any public host by https.
 
-    Private addresses and plain http only at `named` origins, which the operator wrote down: another port of the same
-    machine is another service.
+    Private addresses and plain http only at what is `named`, which the operator wrote down: origins, since another port
+    of the same machine is another service, and hosts where that was said.
     """
 
     rules: tuple[EgressRule, ...]
@@ -63,7 +63,7 @@ class Reach:
                 raise Refused(403, refusal(f"{method} {target}", self.rules))
             return
         private = is_private(target.host)
-        if private and target.origin not in self.named:
+        if private and not self.named & {target.origin, target.host}:
             raise Refused(403, f"{target.origin} is not public, and neither `url` nor `issuer` in agent.toml names it.")
         if target.scheme != "https" and not private:
             raise Refused(403, f"{target} is not https, so no token may be asked for there.")

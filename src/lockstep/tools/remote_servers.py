@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from lockstep.agent.locked import LockedTool, Remote
-from lockstep.agent.mcp_spec import McpServer
+from lockstep.agent.mcp_spec import McpServer, OAuth
 from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError
 from lockstep.sandbox.contract import EgressRule, Findings, Limits, Process, SandboxSpec
@@ -103,7 +103,7 @@ class RemoteBackend:
         line = Line(
             http=self.servers.http,
             url=self.remote.url,
-            reach=Reach(rules=spec.egress, named=named_origins(self.remote)),
+            reach=Reach(rules=spec.egress, named=named(self.remote)),
             headers=spec.env,
             secrets=spec.secrets,
             credentials=await self.servers.credentials(self.remote, principal),
@@ -111,12 +111,14 @@ class RemoteBackend:
         return RemoteProcess(line, spec.limits)
 
 
-def named_origins(remote: Remote) -> frozenset[str]:
-    """The origins that the operator wrote down for a server: its own, and that of its authorization server."""
-    found = set()
-    for named in (remote.url, remote.oauth.issuer if remote.oauth else None):
+def named(remote: Remote) -> frozenset[str]:
+    """What the operator wrote down for a server: its origin and that of its authorization server; and their hosts,
+    where these may be asked at any port."""
+    oauth, found = remote.oauth or OAuth(), set()
+    for each in (remote.url, oauth.issuer):
         with contextlib.suppress(ValueError):  # one that cannot be reached at all
-            found.add(parse_target(named or "").origin)
+            target = parse_target(each or "")
+            found |= {target.origin, target.host} if oauth.any_port else {target.origin}
     return frozenset(found)
 
 
