@@ -403,7 +403,7 @@ class RemoteProcess:
         if self._scrubber is None or self._scrubbed_for != tokens:
             found = self._to_scrub(tokens)
             self._scrubber, self._scrubbed_for = Scrubber(found) if found else None, tokens
-        return self._scrubber.whole(frame) if self._scrubber else frame
+        return self._scrubber.whole(_plainly_written(frame)) if self._scrubber else frame
 
     def _scrubbed(self, text: str) -> str:
         return self._clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
@@ -461,6 +461,14 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
+
+
+def _plainly_written(frame: bytes) -> bytes:
+    """JSON without the escapes that it need not have: what they spell is read by everybody else as it is."""
+    if b"\\" in frame:
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeError, OverflowError):
+            return msgspec.json.encode(msgspec.json.decode(frame))
+    return frame
 
 
 async def _rest_of(response: httpx2.Response) -> None:
