@@ -164,6 +164,10 @@ def test_connections_that_ask_nothing_keep_nobody_out(tmp_path: Path, monkeypatc
             raw = await stack.enter_async_context(httpx.AsyncClient())
             assert await asked(raw, url) == 200
             assert len([each for each in idle if each.at_eof() or await _over(each)]) >= 20
+            monkeypatch.setattr(connections, "room", lambda: 1)
+            late, _ = await stack.enter_async_context(line(url))
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(late.read(), connections.HEAD_S / 2) == b""
             goes_on.set()
             assert b"seen" in await asyncio.wait_for(reader.readuntil(b"seen"), 20)
 

@@ -37,10 +37,12 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        _make_room(self.connections)
+        there_is_room = _make_room(self.connections)
         self._since = time.monotonic()
         super().connection_made(transport)
         self._watch()
+        if not there_is_room:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._patience, self._untaken):
@@ -86,12 +88,13 @@ def room() -> int:
     return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
-def _make_room(connections: set[Any]) -> None:
-    """Before another connection: where there are too many, end the one that has had nothing to answer for longest."""
-    if len(connections) < room():
-        return
-    spare = [each for each in connections if isinstance(each, Connection) and each.is_spare]
-    if spare:
-        oldest = min(spare, key=lambda each: each._since)
-        connections.discard(oldest)
-        oldest.transport.abort()
+def _make_room(connections: set[Any]) -> bool:
+    """Before another connection: where there are too many, end those that have had nothing to answer for longest.
+    Whether there is room then; what is being answered is not broken off."""
+    too_many = len(connections) + 1 - room()
+    if too_many > 0:
+        spare = [each for each in connections if isinstance(each, Connection) and each.is_spare]
+        for oldest in sorted(spare, key=lambda each: each._since)[:too_many]:
+            connections.discard(oldest)
+            oldest.transport.abort()
+    return len(connections) < room()
