@@ -36,6 +36,7 @@ from lockstep.gate.policy import Policies
 from lockstep.gateway.http import Door, build_app
 from lockstep.gateway.principals import Principal, Principals
 from lockstep.gateway.server import Served, build_server
+from lockstep.gateway.serving import configured
 from lockstep.gateway.stdio import serve_stdio
 from lockstep.journal.events import RunStarted
 from lockstep.journal.sqlite import SQLiteJournal
@@ -157,7 +158,7 @@ async def serve(kind: str, directory: Path, fd: int | None) -> None:
             if kind == "direct"
             else build_app(server, Door(principals=Principals({}), open_to=Principal(name="bench")))
         )
-        await uvicorn.Server(uvicorn.Config(app, log_level="error")).serve([socket.socket(fileno=fd)])
+        await uvicorn.Server(configured(app)).serve([socket.socket(fileno=fd)])
 
 
 # The asking side.

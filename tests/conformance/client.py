@@ -201,8 +201,8 @@ def _issuer_at(url: str) -> str:
 
 
 def _oauth(url: str, context: Mapping[str, Any]) -> str:
-    """What the scenario gives a client beforehand."""
-    said = {"client_metadata_url": "https://conformance-test.local/client-metadata.json"}
+    """What the scenario gives a client beforehand; its authorization servers are elsewhere on this machine."""
+    said: dict[str, Any] = {"client_metadata_url": "https://conformance-test.local/client-metadata.json"}
     if "client_id" in context:
         said = {"client_id": context["client_id"], "issuer": context.get("issuer") or _issuer_at(url)}
         for name, variable in (("client_secret", "SUITE_SECRET"), ("private_key_pem", "SUITE_KEY")):
@@ -211,6 +211,7 @@ def _oauth(url: str, context: Mapping[str, Any]) -> str:
                 said["private_key" if name == "private_key_pem" else name] = f"env:{variable}"
         if "client-credentials" in context.get("name", ""):
             said["grant"] = "client_credentials"
+    said["any_port"] = True
     return f"oauth = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in said.items())} }}"
 
 

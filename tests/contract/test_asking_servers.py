@@ -109,7 +109,7 @@ def test_a_modern_server_asks_in_a_result_and_is_answered_in_another_call() -> N
         assert outcome.asked.state == "mine"
         (request,) = outcome.asked.requests
         assert (request.key, request.kind, request.message) == ("who", "form", "Who flies?")
-        answered = replace(call, round=Round(number=1, responses={"who": YES}, state="mine"))
+        answered = replace(call, round=Round(responses={"who": YES}, state="mine"))
         assert json.loads((await said(process, answered)).text) == ["accept", YES["content"], "mine"]
 
     with_server(work)
@@ -148,7 +148,7 @@ def test_a_modern_server_is_told_what_the_agents_model_says() -> None:
         assert outcome.asked is not None
         (request,) = for_model(outcome.asked).for_model
         assert read_sample(request.params).prompt.messages == (UserMessage(text="Capital of France?"),)
-        answered = replace(call, round=Round(number=1, responses={"m": told(SAID)}, state="mine"))
+        answered = replace(call, round=Round(responses={"m": told(SAID)}, state="mine"))
         assert json.loads((await said(process, answered)).text) == ["assistant", "Paris", "m-1", "endTurn"]
 
     with_server(work)
@@ -174,7 +174,7 @@ def test_a_legacy_server_that_wants_a_page_visited_is_called_again_when_it_was(a
         assert outcome.asked is not None
         (request,) = outcome.asked.requests
         assert (request.kind, request.url, request.refused) == ("url", "https://in.example/", "")
-        again = replace(call, round=Round(number=1, responses={request.key: {"action": action}}, state=None))
+        again = replace(call, round=Round(responses={request.key: {"action": action}}, state=None))
         outcome = await said(process, again)
         if action == "accept":
             assert json.loads(outcome.text) == ["entered", None]

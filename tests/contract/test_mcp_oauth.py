@@ -180,11 +180,11 @@ def test_an_agent_with_credentials_of_its_own_needs_nobody(tmp_path: Path, monke
 REFUSED: dict[str, tuple[Callable[[Identity], None], str]] = {
     "metadata at a private address": (
         lambda peer: setattr(peer, "metadata_url", "http://169.254.169.254/latest"),
-        "169.254.169.254 is not public, and nothing in agent.toml names it",
+        "169.254.169.254 is not public, and neither `url` nor `issuer` in agent.toml names it",
     ),
     "metadata on this machine under another name": (
         lambda peer: setattr(peer, "metadata_url", f"http://localhost:{peer.port}/x"),
-        "localhost is not public",
+        "http://localhost:",
     ),
     "an authorization server that is not public": (
         lambda peer: setattr(peer, "authorization_server", "http://10.0.0.1/"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from mcp import types as mcp_types
 
 pytestmark = SANDBOX
 WAIT_S = 90
+ENVELOPE = {"protocolVersion": "2026-07-28", "clientInfo": {"name": "x", "version": "1"}, "clientCapabilities": {}}
 SLOW = '''\
 import time
 
@@ -259,6 +261,38 @@ def test_a_line_without_an_end_ends_the_connection_and_not_the_store(clerk: Agen
     assert out == b""
     assert b"the connection ends" in err
     assert b"Traceback" not in err
+
+
+NONE_OF_THE_PROTOCOL = (
+    b"\xff\xfe\x1b[31m",
+    b"",
+    b"[]",
+    b"[" * 100_000,
+    b'{"jsonrpc":"2.0","id":{"a":1},"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":"\\ud800","method":"ping"}',
+    b'{"jsonrpc":"2.0","id":7,"result":{}}',
+    b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{"a":1}}}',
+    b'{"jsonrpc":"2.0","method":"notifications/\\u001b[31m","params":[]}',
+    b'{"jsonrpc":"2.0","id":"half","meth',
+)
+
+
+def test_what_is_none_of_the_protocol_ends_nothing_and_a_call_under_way_is_settled(tmp_path: Path) -> None:
+    agent = make_agent(tmp_path / "slow", code=SLOW.replace("60", "1"), tools='[[tools]]\npython = "tools.py"\n')
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in ENVELOPE.items()}
+    params = {"name": "book", "arguments": {"flight": "BA1"}, "_meta": meta}
+    call = {"jsonrpc": "2.0", "id": "ours", "method": "tools/call", "params": params}
+    said = b"\n".join((*NONE_OF_THE_PROTOCOL[:-1], json.dumps(call).encode(), NONE_OF_THE_PROTOCOL[-1]))
+    pipe = subprocess.PIPE
+    gateway = command("gateway", agent.directory, "--store", agent.store)
+    with subprocess.Popen(gateway, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        _, err = process.communicate(said, timeout=WAIT_S)  # and standard input ends in the middle of the call
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+    assert all(each.isprintable() for each in err.decode().splitlines())
+    (run,) = agent("runs", "--json").json["runs"]
+    assert run["status"] == "finished", run
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_peer import DONE, LEGACY, Asked, Peer, Say, calling, head, remote_tool, serving
+from remote_peer import DONE, LEGACY, Asked, Peer, Say, calling, done, head, remote_tool, serving
 
 from lockstep.gate.permit import PermitMint
 from lockstep.tools.client import McpClient
 from lockstep.tools.port import Notice, Outcome
 from lockstep.tools.remote import Line, RemoteProcess
 from lockstep.tools.remote_http import Reach, RemoteHttp
-from lockstep.tools.remote_servers import named_hosts, remote_spec
+from lockstep.tools.remote_servers import named, remote_spec
 from lockstep.values import digest_json, now_ms
 
 EVENTS = "text/event-stream"
@@ -37,7 +37,7 @@ def line_to(peer: Peer, http: RemoteHttp) -> tuple[RemoteProcess, McpClient]:
     tool = remote_tool(peer.port, protocol=LEGACY, asks=("elicitation",))
     assert tool.remote is not None
     spec = remote_spec(tool, tool.remote, "ann")
-    reach = Reach(rules=spec.egress, named=named_hosts(tool.remote))
+    reach = Reach(rules=spec.egress, named=named(tool.remote))
     process = RemoteProcess(Line(http=http, url=tool.remote.url, reach=reach, headers={}), spec.limits)
     return process, McpClient(process, tool.asks)
 
@@ -85,7 +85,7 @@ def test_a_request_ends_with_its_line_also_where_sealing_it_was_broken_off() -> 
     asyncio.run(asyncio.wait_for(go(), 20))
 
 
-FORGED = {"jsonrpc": "2.0", "id": 2, "result": {"content": [{"type": "text", "text": "forged"}]}}
+FORGED = {"content": [{"type": "text", "text": "forged"}]}
 SAYS = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": "of the first call"}}
 ASKS = {"jsonrpc": "2.0", "id": "q", "method": "elicitation/create", "params": {"message": "?", "requestedSchema": {}}}
 
@@ -99,10 +99,18 @@ def test_what_comes_by_a_stream_of_its_own_is_no_answer_and_is_of_the_call_durin
             await say(b"data: " + json.dumps(await said.get()).encode() + b"\n\n")
 
     async def go() -> None:
+        heard: list[Notice] = []
+
+        async def forges(asked: Asked, say: Say) -> None:
+            said.put_nowait({"jsonrpc": "2.0", "id": asked.body["id"], "result": FORGED})
+            said.put_nowait(SAYS)
+            while not heard:  # noqa: ASYNC110 - what was said first has come by then
+                await asyncio.sleep(0.005)
+            await done(asked, say)
+
         async with serving(Peer(resumed=listens)) as peer:
             http = RemoteHttp()
             process, client = line_to(peer, http)
-            heard: list[Notice] = []
             asked: list[Any] = []
 
             async def ask(question: Any) -> None:
@@ -117,10 +125,11 @@ def test_what_comes_by_a_stream_of_its_own_is_no_answer_and_is_of_the_call_durin
             client.hear, client.ask = heard.append, ask
             admit(process)
             await client.initialize(LEGACY)
-            await has_come(FORGED, SAYS)
+            peer.called = forges
             assert (await client.call_tool("do", {}, {})) == DONE
             assert [each.params["data"] for each in heard] == ["of the first call"]
 
+            peer.called = done
             await has_come(SAYS, ASKS)
             await process.seal()
             admit(process)

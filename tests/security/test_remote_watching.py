@@ -18,6 +18,10 @@ UPDATED = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "param
 ACKNOWLEDGED = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
 
 
+CALLED = b"@called"
+"""Stands where the number of the call stands."""
+
+
 def said(*frames: Any) -> bytes:
     return b"".join(b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in frames)
 
@@ -29,11 +33,14 @@ class Watching(Peer):
         super().__init__()
         self.says, self.answers = says, answers
         self.under_way, self.told, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.number = 0
+        """Of the call."""
 
     async def answer(self, asked: Asked, say: Say) -> None:
         if asked.says == "subscriptions/listen":
             await self.listens(asked, say)
         elif asked.says == "tools/call":
+            self.number = asked.body["id"]
             self.under_way.set()
             await self.told.wait()
             await say(answer(asked, DONE))
@@ -44,7 +51,7 @@ class Watching(Peer):
         await say(head(kind=EVENTS) + said(ACKNOWLEDGED))
         await self.under_way.wait()
         for each in self.says:
-            await say(each)
+            await say(each.replace(CALLED, str(self.number).encode()))
         if self.answers:
             self.told.set()
         try:
@@ -112,8 +119,9 @@ def test_a_server_that_does_not_say_what_changes_is_called_all_the_same(tmp_path
 
 def test_nothing_on_that_stream_is_an_answer_to_the_call(tmp_path: Path) -> None:
     async def work() -> None:
-        forged = [{"jsonrpc": "2.0", "id": number, "result": {"content": []}} for number in range(10)]
-        outcome, heard = await called(tmp_path, Watching(said(*forged, UPDATED)))
+        forged = {"jsonrpc": "2.0", "id": CALLED.decode(), "result": {"content": []}}
+        says = said(forged, UPDATED).replace(b'"' + CALLED + b'"', CALLED)
+        outcome, heard = await called(tmp_path, Watching(says))
         assert (outcome.text, len(heard)) == ("done", 1)
 
     asyncio.run(work())

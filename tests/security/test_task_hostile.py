@@ -212,13 +212,13 @@ def test_one_that_never_ends_is_told_to_end_and_asked_once_more(tmp_path: Path) 
 
 
 def test_one_whose_time_is_over_is_still_asked_after_once(tmp_path: Path) -> None:
-    goes_on = Round(number=0, responses={}, state=None, task="t-1")
+    goes_on = Round(responses={}, state=None, task="t-1")
     outcome, peer, _ = met(tmp_path, with_result(COMPLETED), kept=Kept(left_s=0), round=goes_on)
     assert (outcome.kind, peer.said) == ("ok", ["tasks/get"])
 
 
 def test_one_that_goes_on_is_never_called_again_nor_held_against_its_pin(tmp_path: Path) -> None:
-    goes_on = Round(number=0, responses={}, state=None, task="t-1")
+    goes_on = Round(responses={}, state=None, task="t-1")
     outcome, peer, kept = met(tmp_path, in_turn(WORKING, COMPLETED), round=goes_on)
     assert (outcome.kind, peer.said, kept.names) == ("ok", ["tasks/get", "tasks/get"], [])
 
@@ -264,7 +264,7 @@ def test_where_nothing_is_learnt_the_task_is_open(tmp_path: Path, how: str) -> N
 
 
 def test_what_is_heard_when_its_time_is_over_is_no_reason_to_ask_on(tmp_path: Path) -> None:
-    goes_on = Round(number=0, responses={}, state=None, task="t-1")
+    goes_on = Round(responses={}, state=None, task="t-1")
     outcome, _, _ = met(tmp_path, in_turn(WORKING, breaks), kept=Kept(left_s=0), round=goes_on)
     assert (outcome.task_open, outcome.heard) == (True, False)
 
@@ -297,7 +297,7 @@ def test_what_it_asks_for_ends_the_round_and_may_have_been_carried_out_in_part(t
 
 def test_what_was_answered_is_told_once_however_long_it_is_still_listed(tmp_path: Path) -> None:
     asks = is_now("input_required", inputRequests={"who": FORM})
-    goes_on = Round(number=1, responses={"who": YES}, state=None, task="t-1")
+    goes_on = Round(responses={"who": YES}, state=None, task="t-1")
     outcome, peer, _ = met(
         tmp_path, in_turn(asks, {"resultType": "complete"}, asks, asks, COMPLETED), round=goes_on, asks=("elicitation",)
     )
@@ -309,7 +309,7 @@ def test_what_was_answered_is_told_once_however_long_it_is_still_listed(tmp_path
 
 
 def test_what_was_not_asked_for_is_not_told(tmp_path: Path) -> None:
-    goes_on = Round(number=1, responses={"who": YES}, state=None, task="t-1")
+    goes_on = Round(responses={"who": YES}, state=None, task="t-1")
     asks = is_now("input_required", inputRequests={"pay": FORM})
     outcome, peer, _ = met(tmp_path, with_result(asks), round=goes_on, asks=("elicitation",))
     assert (outcome.kind, peer.said) == ("input_required", GETS)
@@ -358,7 +358,7 @@ def test_a_server_that_does_not_answer_to_that_holds_nobody_up(tmp_path: Path) -
 @pytest.mark.parametrize("permit", ["of another gate", "for another task"])
 def test_without_a_permit_for_it_nothing_is_asked_after_a_task(tmp_path: Path, permit: str) -> None:
     peer = Peer(tasked=with_result(COMPLETED))
-    goes_on = Round(number=0, responses={}, state=None, task="t-1")
+    goes_on = Round(responses={}, state=None, task="t-1")
 
     async def work(caller: Caller) -> None:
         mint = PermitMint() if permit == "of another gate" else caller.mint

@@ -72,6 +72,9 @@ class OAuth(_Section):
     """What is asked for where the server does not say what it needs."""
     redirect_port: Annotated[int, Strict(), Field(ge=1024, le=65535)] | None = None
     """The loopback port that the browser comes back to, for clients registered with one; absent is any free one."""
+    any_port: Annotated[bool, Strict()] = False
+    """Whether what a server at a private address says of its authorization server is followed to any port of the hosts
+    that `url` and `issuer` name, and not only to theirs."""
 
     @model_validator(mode="after")
     def _whose_credentials(self) -> Self:

@@ -14,6 +14,8 @@ from lockstep.values import Json, JsonObject, canonical
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 240
 """Objects and lists inside one another: less than what validator and policy, who read them next, can follow."""
+MAX_VALUES = 50_000
+"""All objects, lists and scalars: everybody who reads them takes time for each, and meanwhile nobody else is served."""
 SHOWN_PROBLEMS = 5
 
 
@@ -59,9 +61,24 @@ def read(text: str) -> Arguments:
         raise Malformed(f"the arguments cannot be used: {error}") from error
 
 
+def size_problem(text: str) -> str:
+    """Why a text is too long for arguments, as a phrase; "" where it is not."""
+    return "" if len(text) <= MAX_BYTES else f"{len(text)} characters long; at most {MAX_BYTES} are taken"
+
+
+def is_more(value: Json, most: int) -> bool:
+    """Whether there are more than so many values in this one."""
+    layer, found = [value], 1
+    while layer and found <= most:
+        inner = (each.values() if isinstance(each, dict) else each for each in layer if isinstance(each, dict | list))
+        layer = [item for items in inner for item in items]
+        found += len(layer)
+    return found > most
+
+
 def _object(text: str) -> JsonObject:
-    if len(text) > MAX_BYTES:
-        raise Malformed(f"the arguments are {len(text)} characters long; at most {MAX_BYTES} are taken")
+    if problem := size_problem(text):
+        raise Malformed(f"the arguments are {problem}")
     if not text.strip():
         return {}  # what several providers send for a call without arguments
     try:
@@ -76,6 +93,8 @@ def _object(text: str) -> JsonObject:
         raise Malformed("the arguments must be a JSON object")
     if text.count("{") + text.count("[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise Malformed(f"the arguments are nested too deeply (more than {MAX_DEPTH} levels)")
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES and is_more(value, MAX_VALUES):
+        raise Malformed(f"the arguments hold more than {MAX_VALUES} values")
     return value
 
 

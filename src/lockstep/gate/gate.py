@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lockstep.agent.context import READ
 from lockstep.agent.locked import LockedAgent, LockedTool
 from lockstep.agent.pointers import Missing
 from lockstep.errors import PermitError
@@ -32,6 +33,7 @@ from lockstep.gate.permit import Permit, PermitMint
 from lockstep.gate.policy import Policies, PolicyDecision, PolicyRequest
 from lockstep.gate.rounds import Round, round_digest, round_of
 from lockstep.gate.sources import Provenance, Tracing
+from lockstep.gate.uris import uri_problem
 from lockstep.journal.events import ApprovalAsked, CallJudged
 from lockstep.journal.port import Stops
 from lockstep.journal.stops import require_running
@@ -81,6 +83,8 @@ class Gate:
         try:
             arguments, again = split_again(tool, read(call.arguments))
             self._arguments.check(tool.name, arguments)
+            if tool.method == READ and (problem := uri_problem(str(arguments.value["uri"]))):
+                raise Malformed(f"this uri could be read as another one: {problem}")
         except Malformed as problem:
             note = f"Invalid arguments for {tool.name}: {problem}. Correct them and call again."
             return _invalid(call, "tool_args_malformed", note)

@@ -20,8 +20,6 @@ class Round:
     Where the call has become a `task`, that is asked after, and the call is never made again.
     """
 
-    number: int
-    """From 1: how often its server has asked."""
     responses: JsonObject
     state: str | None
     task: str = ""
@@ -33,7 +31,7 @@ def round_of(call: CallState) -> Round | None:
         return None
     responses = json.loads(call.answers) if call.answers else {}
     state = None if call.task else json.loads(call.asked).get("state")
-    return Round(number=call.rounds, responses=responses, state=state, task=call.task)
+    return Round(responses=responses, state=state, task=call.task)
 
 
 def round_digest(call: CallState, digest: Digest) -> Digest:

@@ -180,12 +180,21 @@ class ContextFace:
         return (claims or servers)[0]
 
     def _prompt(self, ctx: Any, shown: str) -> tuple[LockedTool, str]:
-        """Whose prompt this is, and its own name."""
-        for prefix, tool in self._servers(ctx, PROMPT).items():
-            own = shown.removeprefix(prefix)
-            if shown.startswith(prefix) and any(each.get("name") == own for each in listed_in(tool.definition)):
-                return tool, own
-        raise MCPError(types.INVALID_PARAMS, f"Unknown prompt: {shown:.100}")
+        """Whose prompt this is, and its own name.
+
+        Raises:
+            MCPError: nobody's, or one that more than one server has: one without a prefix may call its own like that.
+        """
+        found = [
+            (tool, own)
+            for prefix, tool in self._servers(ctx, PROMPT).items()
+            if shown.startswith(prefix) and (own := shown.removeprefix(prefix)) in _names(tool)
+        ]
+        if len(found) > 1:
+            raise MCPError(types.INVALID_PARAMS, _disputed(shown, [tool for tool, _ in found]))
+        if not found:
+            raise MCPError(types.INVALID_PARAMS, f"Unknown prompt: {shown:.100}")
+        return found[0]
 
 
 @contextmanager
@@ -249,6 +258,10 @@ def _known(kind: type[T], listed: Iterable[Any]) -> Iterator[T]:
             continue
 
 
+def _names(tool: LockedTool) -> list[object]:
+    return [each.get("name") for each in listed_in(tool.definition)]
+
+
 def _templates(tool: LockedTool) -> list[str]:
     return [str(each.get("uriTemplate", "")) for each in listed_in(tool.definition)]
 
@@ -257,7 +270,7 @@ def _disputed(uri: str, claims: Iterable[LockedTool]) -> str:
     names = " and ".join(tool.name for tool in claims)
     return (
         f"{uri:.200} is claimed by more than one server ({names}), so none is asked for it. The operator can let only"
-        " one of them offer resources, or permit only one by policy."
+        " one of them offer it, or permit only one by policy."
     )
 
 

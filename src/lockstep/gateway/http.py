@@ -1,20 +1,20 @@
 """The Streamable HTTP face: both eras on one path, behind bearer tokens, a rate for each principal, and bounds.
 
-The order a request meets: which host and page it comes from (DNS rebinding), whose token it carries, whether that
-principal's rate has room, how large its body is; then the SDK's session manager, which lets a session be used only by
-the principal that began it.
+The order a request meets: whether it can be read in one way, which host and page it comes from (DNS rebinding), whose
+token it carries, whether that principal's share has room, how large its body is; then the SDK's session manager, which
+lets a session be used only by the principal that began it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mcp.server.auth.middleware.auth_context import AuthContextMiddleware, get_access_token
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, BearerAuthBackend, RequireAuthMiddleware
+from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend, RequireAuthMiddleware
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.routes import build_resource_metadata_url, create_protected_resource_routes
 from mcp.server.lowlevel.server import Server
@@ -25,17 +25,20 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lockstep.gateway.asking import Context
 from lockstep.gateway.principals import Principal, Principals
+from lockstep.gateway.shares import Shares
 from lockstep.gateway.tokens import Issuer
 
 PATH = "/mcp"
 MAX_BODY_BYTES = 4 * 2**20
-MAX_SESSIONS = 1000
+MAX_SESSIONS = 4000
+_ONCE = (b"host", b"origin", b"authorization", b"content-type", b"mcp-session-id", b"lockstep-session")
+"""Headers that decide something: where one stands twice, two readers of a request could see two different ones."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -85,7 +88,9 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            refused = await self._security.validate_request(Request(scope))
+            refused: Response | None = _ambiguous([name for name, _ in scope["headers"]])
+            if refused is None:
+                refused = await self._security.validate_request(Request(scope))
             if refused is not None:
                 await refused(scope, receive, send)
                 return
@@ -117,22 +122,36 @@ class CutOff:
                 await JSONResponse({"error": "stopping"}, 503, {"Retry-After": "1"})(scope, receive, send)
 
 
-class _Rated:
-    """One request of the principal's rate for each that comes."""
+class _Whole:
+    """A request once all of it is there: a client that goes in the middle of one has asked for nothing."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        user = scope.get("user")
-        if isinstance(user, AuthenticatedUser):
-            wait_s = self._door.principals.wait_s(self._door.named(user.access_token.client_id))
-            if wait_s:
-                headers = {"Retry-After": str(math.ceil(wait_s))}
-                await JSONResponse({"error": "too_many_requests"}, 429, headers)(scope, receive, send)
+        pieces: deque[Message] = deque()
+        left = MAX_BODY_BYTES
+        while left >= 0 and (not pieces or pieces[-1].get("more_body", False)):
+            pieces.append(await receive())
+            if pieces[-1]["type"] == "http.disconnect":
                 return
-        await self._app(scope, receive, send)
+            left -= len(pieces[-1].get("body", b""))  # whoever reads it next refuses what is too large
+
+        async def again() -> Message:
+            return pieces.popleft() if pieces else await receive()
+
+        await self._app(scope, again, send)
+
+
+def _ambiguous(names: Sequence[bytes]) -> Response | None:
+    """What is said of a request that whoever passed it on may have read otherwise; its connection ends."""
+    if any(names.count(name) > 1 for name in _ONCE):
+        why = "A header stands twice."
+    elif b"transfer-encoding" in names and b"content-length" in names:
+        why = "The length of the body is given in two ways."
+    else:
+        return None
+    return PlainTextResponse(why, 400, {"Connection": "close"})
 
 
 def build_app(server: Server[Any], door: Door) -> Starlette:
@@ -143,13 +162,15 @@ def build_app(server: Server[Any], door: Door) -> Starlette:
     manager = StreamableHTTPSessionManager(
         server, security_settings=security, max_request_body_size=MAX_BODY_BYTES, max_sessions=MAX_SESSIONS
     )
-    endpoint: Any = StreamableHTTPASGIApp(manager)
+    endpoint: Any = Shares(
+        _Whole(StreamableHTTPASGIApp(manager)), named=door.named, wait_s=door.principals.wait_s, open_to=door.open_to
+    )
     routes: list[BaseRoute] = []
     middleware = [Middleware(CutOff), Middleware(_Guard, security=security)]
     if door.open_to is None:
         resource = AnyHttpUrl(door.issuer.resource) if door.issuer else None
         metadata = build_resource_metadata_url(resource) if resource else None
-        endpoint = RequireAuthMiddleware(_Rated(endpoint, door), [], metadata)
+        endpoint = RequireAuthMiddleware(endpoint, [], metadata)
         middleware.append(Middleware(AuthenticationMiddleware, backend=BearerAuthBackend(_Verifier(door))))
         middleware.append(Middleware(AuthContextMiddleware))
         if door.issuer and resource:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, get_args
@@ -35,8 +35,11 @@ MAX_WAITING = 100
 """Messages that a client has not taken yet; more are dropped."""
 _LAST_WORDS_S = 1.0
 """How long a result waits for its client to take what was said before it."""
-_MAX_SESSIONS = 1000
+_TAKE_S = 0.5
+_MAX_LEVELS = 1000
 _MAX_SUBSCRIBED = 1000
+"""By each principal: what one wants to know pushes out nothing that another does."""
+_MAX_URI_CHARACTERS = 2048
 _MAX_WATCHED = 100
 _MAX_MESSAGE_CHARACTERS = 1000
 _GONE = (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError, OSError)
@@ -55,23 +58,34 @@ class Notices:
         those of these URIs that this server has, as this principal knows."""
         self._may_read = may_read
         self._owned = owned
-        self._levels: OrderedDict[str, str] = OrderedDict()
-        self._subscribed: OrderedDict[tuple[str, str], tuple[str, Any]] = OrderedDict()
-        """Session and URI -> whose session, and the session itself, of the legacy era."""
+        self._levels: defaultdict[str, OrderedDict[str, str]] = defaultdict(OrderedDict)
+        """By principal: session -> level."""
+        self._subscribed: defaultdict[str, OrderedDict[tuple[str, str], Any]] = defaultdict(OrderedDict)
+        """By principal: session and URI -> the session itself, of the legacy era."""
         self._buses: dict[str, InMemorySubscriptionBus] = {}
         self._listening: dict[str, ListenHandler] = {}
         """By principal, of the modern era."""
         self._wanted: dict[str, list[types.SubscriptionFilter]] = {}
         """By principal: what is listened for at this moment."""
 
-    def set_level(self, session: str, level: str) -> None:
-        self._levels[session] = level
-        self._levels.move_to_end(session)
-        while len(self._levels) > _MAX_SESSIONS:
-            self._levels.popitem(last=False)
+    def set_level(self, session: str, level: str, principal: str) -> None:
+        levels = self._levels[principal]
+        levels[session] = level
+        levels.move_to_end(session)
+        while len(levels) > _MAX_LEVELS:
+            levels.popitem(last=False)
 
     async def listen(self, ctx: Any, params: Any, principal: str) -> types.SubscriptionsListenResult:
-        """Tell this request's client of changes until it goes."""
+        """Tell this request's client of changes until it goes.
+
+        Raises:
+            MCPError: it names too many resources, or one whose name is too long.
+        """
+        uris = params.notifications.resource_subscriptions or ()
+        if len(uris) > _MAX_SUBSCRIBED:
+            raise MCPError(types.INVALID_PARAMS, f"At most {_MAX_SUBSCRIBED} resources can be listened for at once.")
+        for uri in uris:
+            _require_short(str(uri))
         if principal not in self._buses:
             bus = self._buses[principal] = InMemorySubscriptionBus()
             self._listening[principal] = ListenHandler(bus)
@@ -83,18 +97,25 @@ class Notices:
             wanted.remove(params.notifications)
 
     def subscribe(self, session: str, uri: str, to: Any, principal: str) -> None:
-        """Tell this session when a server says that the resource changed. Beyond a bound the oldest makes way."""
-        self._subscribed[session, uri] = principal, to
-        while len(self._subscribed) > _MAX_SUBSCRIBED:
-            self._subscribed.popitem(last=False)
+        """Tell this session when a server says that the resource changed. Beyond a bound its principal's oldest
+        subscription makes way.
 
-    def unsubscribe(self, session: str, uri: str) -> None:
-        self._subscribed.pop((session, uri), None)
+        Raises:
+            MCPError: the resource's name is too long.
+        """
+        _require_short(uri)
+        subscribed = self._subscribed[principal]
+        subscribed[session, uri] = to
+        while len(subscribed) > _MAX_SUBSCRIBED:
+            subscribed.popitem(last=False)
+
+    def unsubscribe(self, session: str, uri: str, principal: str) -> None:
+        self._subscribed[principal].pop((session, uri), None)
 
     @asynccontextmanager
     async def told(self, ctx: Any, session: str, principal: str) -> AsyncIterator[Follower]:
         """A call of this request's client, who is told of it until the body ends."""
-        level = self._level(ctx, session)
+        level = self._level(ctx, session, principal)
         telling = _Telling()
 
         def hear(notice: Notice) -> None:
@@ -119,14 +140,14 @@ class Notices:
         if not self._may_read(principal, source):
             return Watched()
         wanted = self._wanted.get(principal, ())
-        uris = [uri for (_, uri), (who, _) in self._subscribed.items() if who == principal]
+        uris = [uri for _, uri in self._subscribed.get(principal, ())]
         uris += [str(uri) for each in wanted for uri in each.resource_subscriptions or ()]
         lists = any(each.resources_list_changed for each in wanted)
         return Watched(resources=frozenset(sorted(self._owned(principal, source, uris))[:_MAX_WATCHED]), lists=lists)
 
-    def _level(self, ctx: Any, session: str) -> str:
+    def _level(self, ctx: Any, session: str, principal: str) -> str:
         if ctx.protocol_version < MODERN:
-            return self._levels.get(session, UNASKED_LEVEL)
+            return self._levels[principal].get(session, UNASKED_LEVEL)
         asked = (ctx.meta or {}).get(LOG_LEVEL)
         return asked if asked in LEVELS else ""
 
@@ -156,14 +177,29 @@ class Notices:
 
         async def tell() -> None:
             await self._publish(ResourceUpdated(uri=uri), server)
-            for (session, subscribed), (principal, to) in list(self._subscribed.items()):
-                if subscribed == uri and self._may_read(principal, server):
-                    try:
-                        await to.send_resource_updated(uri)
-                    except _GONE:
-                        self.unsubscribe(session, subscribed)
+            telling = [
+                self._tell_subscriber(principal, session, uri, to)
+                for principal, each in list(self._subscribed.items())
+                if self._may_read(principal, server)
+                for (session, subscribed), to in list(each.items())
+                if subscribed == uri
+            ]
+            await asyncio.gather(*telling)
 
         return tell
+
+    async def _tell_subscriber(self, principal: str, session: str, uri: str, to: Any) -> None:
+        """Somebody else than whose call it is, who must not hold that up: who does not take it is told no more."""
+        try:
+            async with asyncio.timeout(_TAKE_S):
+                await to.send_resource_updated(uri)
+        except (*_GONE, TimeoutError):
+            self.unsubscribe(session, uri, principal)
+
+
+def _require_short(uri: str) -> None:
+    if len(uri) > _MAX_URI_CHARACTERS:
+        raise MCPError(types.INVALID_PARAMS, f"The name of a resource has at most {_MAX_URI_CHARACTERS} characters.")
 
 
 def _progress(ctx: Any, params: Mapping[str, Any]) -> Told | None:

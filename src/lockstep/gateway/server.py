@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from lockstep.agent.context import READ
 from lockstep.errors import AgentStopped, InputError, LockstepError, RunError
+from lockstep.gate.arguments import MAX_BYTES
 from lockstep.gateway.asking import INPUT, MODERN, Client, Context, as_said, client_name
 from lockstep.gateway.context import ContextFace, Settled, is_context
 from lockstep.gateway.notices import Notices
@@ -166,7 +167,8 @@ class _Face:
         principal = self._served.who(ctx)
         asks = bool(self._asking) and params.name == self._asking
         if asks and not _is_question(params.arguments):
-            raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: message, a text with words.")
+            what = f"message, a text with words, of at most {MAX_BYTES} characters"
+            raise MCPError(types.INVALID_PARAMS, f"{self._asking} takes one argument: {what}.")
         tool = self._desk.agent.tools.get(params.name)
         if tool is not None and is_context(tool):
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name:.100}")
@@ -275,7 +277,10 @@ class _Face:
         while elicits and (call := approving(state)) is not None and call.approval != answered:
             if ctx.protocol_version >= MODERN:
                 return _input_required(state, call, principal)
-            said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
+            try:
+                said = await ctx.session.elicit_form(question_of(call, principal.name), _SCHEMA, ctx.request_id)
+            except (MCPError, ValueError):  # no answer, or none to a form: it still waits
+                break
             given = _given(said)
             if given is None:
                 break
@@ -355,7 +360,8 @@ class _Face:
             server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
 
     async def _set_level(self, ctx: Context, params: types.SetLevelRequestParams) -> types.EmptyResult:
-        self.notices.set_level(_connection(ctx, self._served.who(ctx)), params.level)
+        principal = self._served.who(ctx)
+        self.notices.set_level(_connection(ctx, principal), params.level, principal.name)
         return types.EmptyResult()
 
     async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
@@ -366,7 +372,8 @@ class _Face:
         return types.EmptyResult()
 
     async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
-        self.notices.unsubscribe(_connection(ctx, self._served.who(ctx)), str(params.uri))
+        principal = self._served.who(ctx)
+        self.notices.unsubscribe(_connection(ctx, principal), str(params.uri), principal.name)
         return types.EmptyResult()
 
     async def _listen(
@@ -405,7 +412,8 @@ def _legacy(tool: types.Tool) -> types.Tool:
 
 def _is_question(arguments: Mapping[str, Any] | None) -> bool:
     message = (arguments or {}).get("message")
-    return isinstance(message, str) and bool(message.strip()) and len(arguments or {}) == 1
+    words = isinstance(message, str) and len(message) <= MAX_BYTES and bool(message.strip())
+    return words and len(arguments or {}) == 1
 
 
 def _can_elicit(ctx: Context) -> bool:
@@ -455,6 +463,10 @@ def _session(ctx: Context) -> str:
     """
     headers = getattr(ctx.request, "headers", None) or {}
     for named in (cast(Mapping[str, Any], ctx.meta or {}).get(SESSION_META), headers.get(SESSION_HEADER)):
-        if isinstance(named, str) and named.isprintable() and 0 < len(named) <= _MAX_SESSION_CHARACTERS:
-            return named
+        if named is None:
+            continue
+        if not (isinstance(named, str) and named.isprintable() and 0 < len(named) <= _MAX_SESSION_CHARACTERS):
+            what = f"A session is named by 1 to {_MAX_SESSION_CHARACTERS} printable characters."
+            raise MCPError(types.INVALID_PARAMS, f"{what} Nothing was done.")  # and not in a session that others share
+        return named
     return ""

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from mcp.server.lowlevel.server import Server
+from starlette.types import ASGIApp
 
 from lockstep import __version__
 from lockstep.agent.from_lock import locked_agent
@@ -25,6 +26,8 @@ from lockstep.agent.lock import to_text
 from lockstep.agent.locked import LockedAgent
 from lockstep.errors import ConfigError, LockstepError, RunError
 from lockstep.gate.policy import Policies
+from lockstep.gateway.complaints import complaining, complaint
+from lockstep.gateway.connections import Connection
 from lockstep.gateway.http import PATH, Door, build_app
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import Served, WhoCalls, build_server
@@ -88,20 +91,28 @@ async def serve_http(gateway: Gateway, door: Door, host: str, port: int) -> None
 
     async def serve() -> None:
         async with _opened(gateway, door.who, "") as server:
-            config = uvicorn.Config(
-                build_app(server, door),
-                log_level="warning",
-                access_log=False,
-                lifespan="on",
-                timeout_graceful_shutdown=3,
-            )
-            web = _WebServer(config)
+            web = _WebServer(configured(build_app(server, door)))
             _when_told_to_stop(lambda: setattr(web, "should_exit", True))  # what is under way may end first
             address = f"http://{host}:{listening.getsockname()[1]}{PATH}"
             print(f"lockstep: serving {server.name} ({gateway.agent}) at {address}", file=sys.stderr, flush=True)
             await web.serve([listening])
 
     await _until_told_to_stop(serve())
+
+
+def configured(app: ASGIApp) -> uvicorn.Config:
+    """How the application is served over HTTP."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+    )
 
 
 class _WebServer(uvicorn.Server):
@@ -116,7 +127,7 @@ async def _until_told_to_stop(serving: Coroutine[Any, Any, None]) -> None:
     """Serve until that ends, or SIGTERM or SIGINT comes: an end in order, with calls settled and no sandbox left."""
     task = asyncio.create_task(serving)
     _when_told_to_stop(task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
+    with complaining(), contextlib.suppress(asyncio.CancelledError):
         await task
 
 
@@ -235,7 +246,7 @@ async def _go_on(left: Answer, journal: Journal, desk: Desk) -> None:
         with contextlib.suppress(RunError):  # the agent was stopped: the answer stands, and the run goes on later
             await desk.go_on(state.run, by=left.by, fetched=False)
     except LockstepError as error:
-        print(f"lockstep: the answer to {left.approval} came to nothing: {error}", file=sys.stderr)
+        print(f"lockstep: the answer to {left.approval} came to nothing: {complaint(str(error))}", file=sys.stderr)
 
 
 def listen(host: str, port: int) -> socket.socket:

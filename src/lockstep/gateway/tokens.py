@@ -19,6 +19,7 @@ from lockstep.errors import ConfigError
 _ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """Signatures only: a secret that this process could sign with would be none."""
 _LEEWAY_S = 30
+_MAX_SUBJECT_CHARACTERS = 200
 _REMEDY = "Save what the issuer's jwks_uri serves there."
 
 
@@ -56,6 +57,8 @@ class Issuer:
         except (jwt.PyJWTError, KeyError):
             return None
         subject = str(claims["sub"])
+        if not subject.isprintable() or not 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS:
+            return None  # nobody, or a name that could stand for another's where it is shown
         return AccessToken(
             token="",
             client_id=f"{self.issuer}#{subject}",

@@ -21,11 +21,12 @@ from typing import Any
 from lockstep.agent.context import COMPLETE
 from lockstep.agent.locked import LockedTool
 from lockstep.errors import JournalCorrupt, LockstepError, RunError, StoreError
+from lockstep.gate.arguments import size_problem
 from lockstep.journal.events import ENDED, RunStarted
 from lockstep.journal.port import Journal, RunRow
 from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
 from lockstep.memory.window import window
-from lockstep.model.port import AskedCall, Message
+from lockstep.model.port import AskedCall, AssistantMessage, Message, ToolMessage
 from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.following import Follower
@@ -36,7 +37,9 @@ from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
 SESSION_IDLE_S = 3600.0
 """After this long without a call, a session that a principal did not name is over, and its next call begins another."""
 MAX_SESSIONS = 1000
-"""Sessions held in memory. Another is read from the journal again when it is heard of."""
+MAX_HELD_BYTES = 256 * 2**20
+"""Sessions held in memory, and about how much all their windows may take. Beyond either the one that was used longest
+ago goes, and is read from the journal again when it is heard of."""
 _LOOKED_AT = 10
 """How many times its size the window is looked for in the runs of a session that is opened again."""
 MEND_S = (1.0, 2.0, 5.0, 15.0, 30.0)
@@ -65,6 +68,11 @@ class _Session:
     effects: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = field(default_factory=time.monotonic)
     busy: int = 0
+    held_bytes: int = 0
+    """About what its window takes."""
+
+    def measure(self) -> None:
+        self.held_bytes = sum(_size(message) for _, messages in self.window for message in messages)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -114,11 +122,14 @@ class Desk:
 
         Raises:
             AgentStopped: somebody stopped the agent.
-            RunError: the session is another principal's; or the record failed once the call had been let go, so that
-                nobody knows yet what became of it. Who asks the same again is told.
+            RunError: the session is another agent's; the arguments are too long for any tool, and for a record; or the
+                record failed once the call had been let go, so that nobody knows yet what became of it. Who asks the
+                same again is told.
             StoreError: nothing could be recorded, so nothing was done.
         """
         text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        if problem := size_problem(text):
+            raise RunError(f"Not run: the arguments are {problem}.", remedy="Send less.")
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
         key = _key("call", tool, arguments)
         return await self._followed(follower, lambda by: self._take(caller, key, CLIENT_WORDS, asked, attendant, by))
@@ -374,20 +385,42 @@ class Desk:
         new = all(run != state.run for run, _ in session.window)
         if state.status is Status.FINISHED and new and self._is_remembered(state):
             session.window.append((state.run, state.transcript.messages[state.history :]))
+            session.measure()
 
     async def _session(self, caller: Caller) -> _Session:
         """One object for a session, however it is come by: its locks are what keeps two from driving one run."""
         async with self._opening:
-            name = caller.session or await self._own_session(caller.principal)
+            name = await (self._theirs(caller) if caller.session else self._own_session(caller.principal))
             key = (caller.principal, name)
             if key not in self._sessions:
                 self._sessions[key] = await self._open(name, caller)
             self._sessions.move_to_end(key)
-            while len(self._sessions) > MAX_SESSIONS and not next(iter(self._sessions.values())).busy:
-                (principal, over), _ = self._sessions.popitem(last=False)
-                if self._own.get(principal) == over:
-                    del self._own[principal]
+            self._make_room(key)
             return self._sessions[key]
+
+    def _make_room(self, but: tuple[str, str]) -> None:
+        held = sum(each.held_bytes for each in self._sessions.values())
+        for key, session in list(self._sessions.items()):
+            if len(self._sessions) <= MAX_SESSIONS and held <= MAX_HELD_BYTES:
+                return
+            if session.busy or key == but:
+                continue
+            held -= self._sessions.pop(key).held_bytes
+            if self._own.get(key[0]) == key[1]:
+                del self._own[key[0]]
+
+    async def _theirs(self, caller: Caller) -> str:
+        """The session that this principal calls so. Where another was first to give one that name, whoever that is
+        neither keeps this one from its own nor is told of it: theirs has a name with a mark of the principal."""
+        plain, marked = caller.session, f"{caller.session}~{sha256(caller.principal.encode())[:12]}"
+        for name in (marked, plain):
+            if (caller.principal, name) in self._sessions:
+                return name
+        if await self._journal.runs(session=marked, limit=1):
+            return marked
+        first = next(iter(await self._journal.runs(session=plain, limit=1)), None)
+        held = any(name == plain for _, name in self._sessions)
+        return marked if held or (first is not None and first.principal != caller.principal) else plain
 
     async def _own_session(self, principal: str) -> str:
         """The session that this principal used last and did not name, while it is fresh; else a new one."""
@@ -405,9 +438,8 @@ class Desk:
 
     async def _open(self, name: str, caller: Caller) -> _Session:
         rows = await self._journal.runs(session=name)
-        held = any(named == name and principal != caller.principal for principal, named in self._sessions)
-        if held or any((row.principal, row.agent) != (caller.principal, self.agent.name) for row in rows):
-            raise RunError("This session belongs to somebody else, or to another agent.", remedy="Begin another one.")
+        if any((row.principal, row.agent) != (caller.principal, self.agent.name) for row in rows):
+            raise RunError("This session belongs to another agent, or to somebody else.", remedy="Begin another one.")
         finished = [row.run for row in reversed(rows) if row.last in ENDED]
         history = await read_history(self._journal, name, (), before=None, receipts=True)
         session = _Session(name=name, receipts=dict(history.receipts), window=deque(maxlen=self.agent.window_runs))
@@ -417,6 +449,7 @@ class Desk:
             state = await read_state(self._journal, run)
             if self._is_remembered(state):
                 session.window.appendleft((run, state.transcript.messages))
+        session.measure()
         session.pending = await self._waiting(rows)
         return session
 
@@ -444,6 +477,17 @@ _UNSETTLED = (
     " or written ({code}). Ask again later."
 )
 _LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
+
+
+def _size(message: Message) -> int:
+    """About how much memory a message takes, in bytes."""
+    match message:
+        case AssistantMessage():
+            return len(message.text) + sum(len(call.arguments) for call in message.calls)
+        case ToolMessage():
+            return len(message.text) + sum(len(image.data) for image in message.images)
+        case _:
+            return len(message.text)
 
 
 def _goes_beside(tool: LockedTool) -> bool:

@@ -44,8 +44,13 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORT[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, as one text for each."""
+        return f"{self.scheme}://{self.authority}"
+
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.path}{self.query}"
+        return f"{self.origin}{self.path}{self.query}"
 
 
 def parse_rule(text: str) -> EgressRule:

@@ -1,7 +1,8 @@
 """An MCP client over a sandboxed process: just enough protocol for one call, and no trust in what comes back.
 
-Everything received is attacker-controlled: frames are capped by the sandbox, parsed strictly, matched by id, and frames
-nobody asked for are counted and dropped. Our runner and third-party servers speak the same protocol here; a server
+Everything received is attacker-controlled: frames are capped by the sandbox, parsed strictly, matched by an id that
+nobody can guess, and frames nobody asked for are counted and dropped: what was left of an earlier call, or said before
+it was asked, is an answer to nothing. Our runner and third-party servers speak the same protocol here; a server
 elsewhere has the face of a process.
 
 Two eras: the modern revision has no handshake, every request says in `_meta` which revision it is; the legacy ones
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -42,7 +44,8 @@ DISCOVER_S = 5.0
 one that is waiting for its handshake."""
 LINGER_S = 0.05
 META = "io.modelcontextprotocol/"
-_IDS_OF_A_ROUND = 1_000_000
+_ID_BITS = 52
+"""With one more a number that every reader of JSON holds exactly."""
 TASKS = f"{META}tasks"
 """The extension by which a server may answer a call with a task."""
 LOG_LEVEL = f"{META}logLevel"
@@ -81,7 +84,6 @@ class McpClient:
         self.offers = frozenset(offers)
         self.takes_tasks = False
         """Whether the server is told that it may answer a call with a task."""
-        self._next_id = 1
         self._stray = 0
         self._watching: int | None = None
         """The number of the request by which the server says what changes."""
@@ -216,7 +218,7 @@ class McpClient:
 
     async def watch(self, watched: Watched) -> None:
         """Have a modern server say what changes of this, beside what it is asked, until `unwatch`."""
-        number, self._next_id = self._next_id, self._next_id + 1
+        number = _new_id()
         changes: JsonObject = {"resourceSubscriptions": sorted(watched.resources)} if watched.resources else {}
         changes = {**changes, "resourcesListChanged": True} if watched.lists else changes
         params = self._enveloped({"notifications": changes})
@@ -240,10 +242,9 @@ class McpClient:
             await self._send({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": number}})
 
     def _going_on(self, round: Round | None) -> JsonObject:
-        """What a request says beyond its first round: a request of its own, whose number no other process gave one."""
+        """What a request says beyond its first round."""
         more: dict[str, Any] = {}
         if round is not None:
-            self._next_id = max(self._next_id, round.number * _IDS_OF_A_ROUND)
             if round.responses and self.protocol == MODERN:
                 more["inputResponses"] = round.responses
             if round.state is not None:
@@ -251,7 +252,7 @@ class McpClient:
         return more
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        number, self._next_id = self._next_id, self._next_id + 1
+        number = _new_id()
         self._stray = 0
         await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": self._enveloped(params)})
         while True:
@@ -261,7 +262,7 @@ class McpClient:
             elif "method" in frame:
                 if not await self._answered(frame):
                     await self._decline(frame)
-            elif frame.get("id") == number and not isinstance(frame["id"], bool):
+            elif frame.get("id") == number:
                 return _result(frame)
             self._count_stray(method)
 
@@ -341,6 +342,11 @@ class McpClient:
 def _supported(data: Any) -> list[Any]:
     supported = data.get("supported") if isinstance(data, dict) else None
     return supported if isinstance(supported, list) else []
+
+
+def _new_id() -> int:
+    """The id of a request: chance, so that it is new in every process and no answer to it is there beforehand."""
+    return 1 << _ID_BITS | secrets.randbits(_ID_BITS)
 
 
 def _is_id(number: Any) -> bool:

@@ -16,14 +16,15 @@ from mcp.shared.auth import AuthorizationCodeResult
 from lockstep.agent.locked import Remote
 from lockstep.agent.mcp_spec import OAuth
 from lockstep.errors import ConfigError
+from lockstep.sandbox.egress_rules import parse_target
 from lockstep.sandbox.egress_wire import Refused
 from lockstep.tools.client import META, MODERN, Unauthorized
 from lockstep.tools.loopback import waiting
 from lockstep.tools.oauth import client_secret
 from lockstep.tools.oauth_sdk import Login, SdkAuth
 from lockstep.tools.remote_headers import routing_headers
-from lockstep.tools.remote_http import Log, Lost, Reach, RemoteHttp, Unreached, authorized
-from lockstep.tools.remote_servers import named_hosts, own_rules, require_secrecy
+from lockstep.tools.remote_http import OAUTH, Log, Lost, Reach, RemoteHttp, Unreached, authorized
+from lockstep.tools.remote_servers import named, own_rules, require_secrecy
 from lockstep.tools.token_files import TokenFiles
 
 LOGIN_S = 300.0
@@ -56,10 +57,22 @@ async def login(
                 raise OAuthFlowError(f"the authorization server says {why!r:.200}")
             return AuthorizationCodeResult(code=answer["code"], state=answer.get("state"), iss=answer.get("iss"))
 
-        flow = Login(files, remote, principal, redirect_uri=back.uri, show=put, returned=returned, secret=secret)
+        reach = Reach(rules=own_rules(remote), named=named(remote))
+
+        def check(url: str) -> None:
+            try:
+                reach.check("GET", parse_target(url), OAUTH)
+            except ValueError as error:
+                raise OAuthFlowError(f"its login page is at {url!r:.200}: {error}") from None
+            except Refused as error:
+                raise OAuthFlowError(f"its login page may not be opened: {error.sentence.rstrip('.')}") from None
+
+        flow = Login(
+            files, remote, principal, redirect_uri=back.uri, show=put, returned=returned, check=check, secret=secret
+        )
         try:
             async with asyncio.timeout(LOGIN_S):
-                await _knock(http, remote, SdkAuth(flow, secret))
+                await _knock(http, remote, SdkAuth(flow, secret), reach)
             return flow.done
         except TimeoutError:
             why = f"nobody logged in within {LOGIN_S:g} s"
@@ -68,7 +81,7 @@ async def login(
     raise ConfigError(f"The login at {remote.server} failed: {why}.", remedy="Correct that, and log in again.")
 
 
-async def _knock(http: RemoteHttp, remote: Remote, auth: httpx2.Auth) -> None:
+async def _knock(http: RemoteHttp, remote: Remote, auth: httpx2.Auth, reach: Reach) -> None:
     """Ask the server the one thing that changes nothing; what it answers does not matter, only what that takes."""
     meta = {f"{META}protocolVersion": MODERN, f"{META}clientCapabilities": {}}
     body = {"jsonrpc": "2.0", "id": 1, "method": _DISCOVER, "params": {"_meta": meta}}
@@ -79,5 +92,4 @@ async def _knock(http: RemoteHttp, remote: Remote, auth: httpx2.Auth) -> None:
         **routing_headers(_DISCOVER, {}),
     }
     request = httpx2.Request("POST", remote.url, headers=headers, content=msgspec.json.encode(body))
-    reach = Reach(rules=own_rules(remote), named=named_hosts(remote))
     await (await authorized(http, request, auth, reach, Log(), _DISCOVER)).aclose()

@@ -79,9 +79,11 @@ class Login(OAuthClientProvider):
         redirect_uri: str,
         show: Callable[[str], Awaitable[None]],
         returned: Callable[[], Awaitable[AuthorizationCodeResult]],
+        check: Callable[[str], None],
         secret: str = "",
     ) -> None:
-        """`secret`: of a client that was registered beforehand; it is not kept."""
+        """`check` raises OAuthFlowError for a page that nobody is sent to. `secret`: of a client that was registered
+        beforehand; it is not kept."""
         oauth = remote.oauth or OAuth()
         kept = files.read(remote.url, principal)
         super().__init__(
@@ -99,6 +101,7 @@ class Login(OAuthClientProvider):
         )
         self.context.storage.context = self.context  # type: ignore[attr-defined]
         self._oauth = oauth
+        self._check = check
         self._kept = kept
         self._known_client = _registered(oauth, redirect_uri, secret)
         self.done = False
@@ -144,6 +147,7 @@ class Login(OAuthClientProvider):
             raise OAuthFlowError("its authorization server does not know PKCE with S256")
         if oauth.issuer and not issuers_match(str(metadata.issuer), oauth.issuer):
             raise OAuthFlowError(f"it is {metadata.issuer}, and agent.toml names {oauth.issuer} as issuer")
+        self._check(str(metadata.authorization_endpoint))
         if self.context.client_metadata.scope is None and oauth.scopes:
             self.context.client_metadata.scope = " ".join(oauth.scopes)
         if (client := self._known_client) is not None and client.client_secret is not None:

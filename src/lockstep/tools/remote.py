@@ -338,7 +338,7 @@ class RemoteProcess:
             return True  # whoever receives it says what it is
         if not isinstance(found, dict):
             return True
-        answer = "method" not in found and found.get("id") == message["id"] and not isinstance(found["id"], bool)
+        answer = "method" not in found and found.get("id") == message["id"]
         if answer and message["method"] == "initialize" and isinstance(result := found.get("result"), dict):
             self._protocol = str(result.get("protocolVersion", ""))[:40]
             self._may_ask = bool((message.get("params") or {}).get("capabilities"))
@@ -406,7 +406,7 @@ class RemoteProcess:
         if self._scrubber is None or self._scrubbed_for != tokens:
             found = self._to_scrub(tokens)
             self._scrubber, self._scrubbed_for = Scrubber(found) if found else None, tokens
-        return self._scrubber.whole(frame) if self._scrubber else frame
+        return self._scrubber.whole(_plainly_written(frame)) if self._scrubber else frame
 
     def _scrubbed(self, text: str) -> str:
         return self._clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
@@ -464,6 +464,14 @@ class RemoteProcess:
                     request = httpx2.Request("DELETE", self._line.url, headers=self._common())
                     await (await self._authorized(request, "end of session")).aclose()
         self._frames.put_nowait(ProcessEnded(exit_code=None, limit="", stderr=""))
+
+
+def _plainly_written(frame: bytes) -> bytes:
+    """JSON without the escapes that it need not have: what they spell is read by everybody else as it is."""
+    if b"\\" in frame:
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeError, OverflowError):
+            return msgspec.json.encode(msgspec.json.decode(frame))
+    return frame
 
 
 async def _rest_of(response: httpx2.Response) -> None:

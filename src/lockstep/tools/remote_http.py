@@ -49,7 +49,8 @@ class Lost(Exception):
 class Reach:
     """What one server's requests may reach: the server by its rules, and for tokens any public host by https.
 
-    Private addresses and plain http only at `named` hosts, which the operator wrote down.
+    Private addresses and plain http only at what is `named`, which the operator wrote down: origins, since another port
+    of the same machine is another service, and hosts where that was said.
     """
 
     rules: tuple[EgressRule, ...]
@@ -62,8 +63,8 @@ class Reach:
                 raise Refused(403, refusal(f"{method} {target}", self.rules))
             return
         private = is_private(target.host)
-        if private and target.host not in self.named:
-            raise Refused(403, f"{target.host} is not public, and nothing in agent.toml names it.")
+        if private and not self.named & {target.origin, target.host}:
+            raise Refused(403, f"{target.origin} is not public, and neither `url` nor `issuer` in agent.toml names it.")
         if target.scheme != "https" and not private:
             raise Refused(403, f"{target} is not https, so no token may be asked for there.")
 
@@ -181,9 +182,9 @@ async def authorized(
         while True:
             own = outgoing is request
             try:
-                response = await http.ask(outgoing, reach, log, purpose if own else OAUTH)
-                if not own:
-                    await read_whole(response, OAUTH_BYTES, OAUTH_S)
+                response = await (
+                    http.ask(outgoing, reach, log, purpose) if own else _of_tokens(http, outgoing, reach, log)
+                )
             except (Lost, Refused) as error:
                 if own:
                     raise
@@ -198,6 +199,17 @@ async def authorized(
             await response.aclose()
     finally:
         await flow.aclose()
+
+
+async def _of_tokens(http: RemoteHttp, request: httpx2.Request, reach: Reach, log: Log) -> httpx2.Response:
+    """As `RemoteHttp.ask`, of an authorization server, whole and in time."""
+    try:
+        async with asyncio.timeout(OAUTH_S):
+            response = await http.ask(request, reach, log, OAUTH)
+    except TimeoutError:
+        raise Unreached(f"{request.url.host} did not answer within {OAUTH_S:g} s") from None
+    await read_whole(response, OAUTH_BYTES, OAUTH_S)
+    return response
 
 
 async def read_whole(response: httpx2.Response, limit_bytes: int, timeout_s: float) -> bytes:

@@ -5,17 +5,18 @@ Nothing of such a server runs here, so there is no isolation to choose and no ro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from lockstep.agent.locked import LockedTool, Remote
-from lockstep.agent.mcp_spec import McpServer
+from lockstep.agent.mcp_spec import McpServer, OAuth
 from lockstep.agent.spec import LimitsSection
 from lockstep.errors import ConfigError
 from lockstep.sandbox.contract import EgressRule, Findings, Limits, Process, SandboxSpec
-from lockstep.sandbox.egress_rules import is_private, parse_rule
+from lockstep.sandbox.egress_rules import is_private, parse_rule, parse_target
 from lockstep.sandbox.pool import Pool
 from lockstep.sandbox.warm import Room
 from lockstep.tools.conversation import Ready
@@ -102,7 +103,7 @@ class RemoteBackend:
         line = Line(
             http=self.servers.http,
             url=self.remote.url,
-            reach=Reach(rules=spec.egress, named=named_hosts(self.remote)),
+            reach=Reach(rules=spec.egress, named=named(self.remote)),
             headers=spec.env,
             secrets=spec.secrets,
             credentials=await self.servers.credentials(self.remote, principal),
@@ -110,10 +111,15 @@ class RemoteBackend:
         return RemoteProcess(line, spec.limits)
 
 
-def named_hosts(remote: Remote) -> frozenset[str]:
-    """The hosts that the operator wrote down for a server: its own, and that of its authorization server."""
-    named = (remote.url, remote.oauth.issuer if remote.oauth else None)
-    return frozenset(str(urlsplit(each).hostname) for each in named if each)
+def named(remote: Remote) -> frozenset[str]:
+    """What the operator wrote down for a server: its origin and that of its authorization server; and their hosts,
+    where these may be asked at any port."""
+    oauth, found = remote.oauth or OAuth(), set()
+    for each in (remote.url, oauth.issuer):
+        with contextlib.suppress(ValueError):  # one that cannot be reached at all
+            target = parse_target(each or "")
+            found |= {target.origin, target.host} if oauth.any_port else {target.origin}
+    return frozenset(found)
 
 
 def require_secrecy(remote: Remote) -> None:

@@ -183,6 +183,47 @@ def test_policy_sees_the_uri_and_a_denial_is_said_and_recorded(tmp_path: Path, e
     run(work)
 
 
+def test_policy_is_not_passed_by_with_another_spelling_of_a_uri(tmp_path: Path) -> None:
+    policy = ALLOW_ALL + (
+        'forbid (principal, action == Action::"resources_read", resource)'
+        ' when { context.arguments.uri like "file:///work/private/*" };'
+    )
+    spellings = (
+        "file:///work/private/a",
+        "file:///work/x/../private/a",
+        "file:///work/x%2F..%2fprivate/a",
+        "file:///work/./private/a",
+        "file:///work//private/a",
+        "file:///work/%70rivate/a",
+        "file:///work\\private\\a",
+        "FILE:///work/private/a",
+        "file:///work/\x00/a",
+    )
+
+    async def work() -> None:
+        async with offering(tmp_path, agent_of("", policy=policy)) as world, world.client("2026-07-28") as client:
+            for spelt in spellings:
+                with pytest.raises(MCPError):
+                    await client.read_resource(spelt)
+            assert "resources_read" not in [call.tool.name for call in world.tools.calls]
+            for plain in ("file:///work/public/a%20b/", "https://x.example/a//b?c=../d", "x://1"):
+                await client.read_resource(plain)
+
+    run(work)
+
+
+def test_a_prompt_that_two_servers_have_is_got_of_none(tmp_path: Path) -> None:
+    async def work() -> None:
+        mimic = replace(tools_of("", PROMPT)[0], definition=definition(PROMPT, [{"name": "b__greet"}]))
+        async with offering(tmp_path, locked_agent(mimic, *tools_of("b__"))) as world:
+            async with world.client("2026-07-28") as client:
+                with pytest.raises(MCPError, match="claimed by more than one server"):
+                    await client.get_prompt("b__greet", {"whom": "Bob"})
+            assert world.tools.calls == []
+
+    run(work)
+
+
 @ERAS
 @pytest.mark.parametrize("code", [-32602, -32002])
 def test_a_resource_that_is_not_there_is_an_error_with_its_uri(tmp_path: Path, era: str, code: int) -> None:

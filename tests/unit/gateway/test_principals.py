@@ -86,6 +86,9 @@ def test_a_token_of_the_issuer_is_its_subject(issuer: Issuer, key: ec.EllipticCu
         pytest.param({"exp": 1}, id="expired"),
         pytest.param({"exp": None}, id="for ever"),
         pytest.param({"sub": None}, id="nobody's"),
+        pytest.param({"sub": ""}, id="of nobody"),
+        pytest.param({"sub": "ada\u202e"}, id="of somebody with another face"),
+        pytest.param({"sub": "a" * 1000}, id="of somebody without end"),
         pytest.param({"kid": "k2"}, id="unknown key"),
     ],
 )
