@@ -31,9 +31,9 @@ from lockstep.gateway import connections, notices, shares
 from lockstep.gateway.complaints import A_MINUTE, complaining
 from lockstep.gateway.principals import Principal
 from lockstep.gateway.server import build_server
-from lockstep.runtime import calling
-from lockstep.runtime.calling import Caller
+from lockstep.runtime import sessions
 from lockstep.runtime.reading import read_state
+from lockstep.runtime.sessions import Caller
 from lockstep.tools.port import Outcome, PermittedCall
 
 EVE = Principal(name="eve")
@@ -375,14 +375,14 @@ async def _longest_block(until: asyncio.Event) -> float:
 def test_what_sessions_hold_in_memory_is_bounded_and_nothing_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calling, "MAX_HELD_BYTES", 100_000)
+    monkeypatch.setattr(sessions, "MAX_HELD_BYTES", 100_000)
 
     async def work() -> None:
         async with opened(tmp_path) as world:
             for number in range(5):
                 caller = Caller(principal="eve", client="x", session=f"s{number}")
                 await world.desk.call(caller, "book", {"flight": "BA1", "note": "x" * 40_000})
-            assert len(world.desk._sessions) <= 2
+            assert len(world.desk._sessions.all_held()) <= 2
             again = await world.desk.call(replace(caller, session="s0"), "book", {"flight": "BA1"})
             assert again.calls[0].duplicate_of
             assert world.tools.count("book") == 5

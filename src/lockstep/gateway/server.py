@@ -33,10 +33,11 @@ from lockstep.kernel.state import CallState, State
 from lockstep.kernel.transcript import definitions
 from lockstep.model.port import ToolDefinition
 from lockstep.runtime.answers import Answer, TermsNow, answer_approval
-from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime.calling import Desk
 from lockstep.runtime.following import Follower
 from lockstep.runtime.inputs import Said, answer_input, problem_of, waiting_input
 from lockstep.runtime.reading import read_state
+from lockstep.runtime.sessions import Caller
 from lockstep.tools.inputs import parse
 from lockstep.values import JsonObject
 

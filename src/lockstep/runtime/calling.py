@@ -1,92 +1,38 @@
 """What clients of other frameworks ask of an agent's tools: each call a run of the client's session.
 
 The client stands where the model stands: it asks, and never executes. `Driver.begin` judges, runs and records its call;
-this keeps what a session must remember between calls (receipts, window, what waits), read from the journal when the
-session is first heard of. Calls with an effect go one after another within a session, so that the same call asked for
-twice at once is made once; reads go side by side. A call that was let go runs to its end even when its client is gone.
+`Sessions` keeps what each session must remember between calls. Calls with an effect go one after another within a
+session, so that the same call asked for twice at once is made once; reads go side by side. A call that was let go runs
+to its end even when its client is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
-from lockstep.agent.context import COMPLETE
 from lockstep.agent.locked import LockedTool
 from lockstep.errors import JournalCorrupt, LockstepError, RunError, StoreError
 from lockstep.gate.arguments import size_problem
 from lockstep.journal.events import ENDED, RunStarted
-from lockstep.journal.port import Journal, RunRow
-from lockstep.kernel.state import CallState, Phase, Receipt, State, Status
-from lockstep.memory.window import window
-from lockstep.model.port import AskedCall, AssistantMessage, Message, ToolMessage
+from lockstep.journal.port import Journal
+from lockstep.kernel.state import CallState, Phase, State, Status
+from lockstep.model.port import AskedCall
 from lockstep.runtime.answers import cancel
 from lockstep.runtime.driver import Driver
 from lockstep.runtime.following import Follower
 from lockstep.runtime.live import Attendant
-from lockstep.runtime.reading import CLIENT_WORDS, History, Unreadable, read_history, read_row, read_state
-from lockstep.values import Effect, Json, RunId, digest_json, new_token, sha256
+from lockstep.runtime.reading import CLIENT_WORDS, Unreadable, read_row, read_state
+from lockstep.runtime.sessions import Caller, Session, Sessions, key_for, key_of
+from lockstep.values import Effect, Json, RunId, new_token
 
-SESSION_IDLE_S = 3600.0
-"""After this long without a call, a session that a principal did not name is over, and its next call begins another."""
-MAX_SESSIONS = 1000
-MAX_HELD_BYTES = 256 * 2**20
-"""Sessions held in memory, and about how much all their windows may take. Beyond either the one that was used longest
-ago goes, and is read from the journal again when it is heard of."""
-_LOOKED_AT = 10
-"""How many times its size the window is looked for in the runs of a session that is opened again."""
 MEND_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 """Before it is tried again to settle a run that broke off; the last for as long as it takes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caller:
-    """Who calls: the authenticated principal, through which client, in which session (empty: the principal's own)."""
-
-    principal: str
-    client: str
-    session: str = ""
-
-
-@dataclass(kw_only=True)
-class _Session:
-    name: str
-    receipts: dict[str, Receipt] = field(default_factory=dict)
-    window: deque[tuple[RunId, tuple[Message, ...]]]
-    pending: dict[str, RunId] = field(default_factory=dict)
-    """Runs that wait, by what was asked: who asks the same again is told of that run, not given another."""
-    broken: set[RunId] = field(default_factory=set)
-    """Runs that an error ended while they were driven. What they did stands in the journal, and not in `receipts`."""
-    mending: asyncio.Task[None] | None = None
-    effects: asyncio.Lock = field(default_factory=asyncio.Lock)
-    used: float = field(default_factory=time.monotonic)
-    busy: int = 0
-    held_bytes: int = 0
-    """About what its window takes."""
-
-    def measure(self) -> None:
-        self.held_bytes = sum(_size(message) for _, messages in self.window for message in messages)
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Not given up meanwhile."""
-        self.busy += 1
-        try:
-            yield
-        finally:
-            self.busy -= 1
-            self.used = time.monotonic()
-
-    def history(self) -> History:
-        messages = tuple(message for _, messages in self.window for message in messages)
-        return History(messages=messages, receipts=self.receipts, emitted={})
 
 
 class Desk:
@@ -97,11 +43,7 @@ class Desk:
         self._driver = driver
         self._journal = journal
         self._template = template
-        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
-        """By principal and name."""
-        self._own: dict[str, str] = {}
-        """Of each principal, the session that it did not name."""
-        self._opening = asyncio.Lock()
+        self._sessions = Sessions(journal, driver.agent)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._recovered: dict[RunId, Follower] = {}
         """Of runs that an earlier process left to go on as tasks: how they are broken off."""
@@ -131,14 +73,14 @@ class Desk:
         if problem := size_problem(text):
             raise RunError(f"Not run: the arguments are {problem}.", remedy="Send less.")
         asked = AskedCall(provider_id=new_token("call_"), name=tool, arguments=text)
-        key = _key("call", tool, arguments)
+        key = key_for("call", tool, arguments)
         return await self._followed(follower, lambda by: self._take(caller, key, CLIENT_WORDS, asked, attendant, by))
 
     async def ask(
         self, caller: Caller, message: str, attendant: Attendant | None = None, follower: Follower | None = None
     ) -> State:
         """A whole run of the agent in the caller's session: its answer, or what it waits for. Raises as `call`."""
-        key = _key("ask", message, None)
+        key = key_for("ask", message, None)
         return await self._followed(follower, lambda by: self._take(caller, key, message, None, attendant, by))
 
     async def go_on(
@@ -161,12 +103,12 @@ class Desk:
             RunError: it has finished.
         """
         state = await read_state(self._journal, run)
-        session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
+        session = await self._sessions.of(Caller(principal=state.principal, client=state.client, session=state.session))
         with session.in_use():
             async with session.effects:
                 state = await cancel(self._journal, run, by=by)
                 key = next((key for key, waits in session.pending.items() if waits == run), "")
-                self._keep(session, key, state, receipts=True)
+                self._sessions.keep(session, key, state, receipts=True)
                 return state
 
     def break_off(self, run: RunId) -> None:
@@ -176,7 +118,7 @@ class Desk:
 
     def fetched(self, state: State) -> None:
         """The client has what this run came to: that is held no longer for whoever asks the same again."""
-        session = self._sessions.get((state.principal, state.session))
+        session = self._sessions.held(state.principal, state.session)
         if session is not None and state.status is Status.FINISHED:
             session.pending = {key: run for key, run in session.pending.items() if run != state.run}
 
@@ -214,7 +156,7 @@ class Desk:
 
     async def close(self, grace_s: float) -> None:
         """Wait for calls that are under way, for so long; what is left then is recovered by the next process."""
-        mending = [session.mending for session in self._sessions.values() if session.mending is not None]
+        mending = [session.mending for session in self._sessions.all_held() if session.mending is not None]
         for task in mending:
             task.cancel()
         await asyncio.gather(*mending, return_exceptions=True)
@@ -258,7 +200,7 @@ class Desk:
         attendant: Attendant | None,
         follower: Follower,
     ) -> State:
-        session = await self._session(caller)
+        session = await self._sessions.of(caller)
         with session.in_use():
             beside = asked is not None and asked.name in self.agent.tools and asked.name not in self._alone
             beside = beside and key not in session.pending  # that is one run, which only one may drive
@@ -276,24 +218,24 @@ class Desk:
                     else:
                         started = self._started(caller, session, words, asked)
                         state = await self._driver.begin(started, session.history(), asked, attendant, heard)
-                self._keep(session, key, state, receipts=not beside)
+                self._sessions.keep(session, key, state, receipts=not beside)
                 return state
 
     async def _go_on(
         self, run: RunId, by: str, fetched: bool, attendant: Attendant | None, follower: Follower
     ) -> State:
         state = await read_state(self._journal, run)
-        session = await self._session(Caller(principal=state.principal, client=state.client, session=state.session))
+        session = await self._sessions.of(Caller(principal=state.principal, client=state.client, session=state.session))
         with session.in_use():
             async with session.effects:
                 async with self._driving(session, follower) as heard:
                     state = await self._driver.resume(run, by=by, attendant=attendant, follower=heard)
                 key = next((key for key, waits in session.pending.items() if waits == run), "")
-                self._keep(session, key, state, receipts=True, held=not fetched)
+                self._sessions.keep(session, key, state, receipts=True, held=not fetched)
                 return state
 
     @asynccontextmanager
-    async def _driving(self, session: _Session, follower: Follower) -> AsyncIterator[Follower]:
+    async def _driving(self, session: Session, follower: Follower) -> AsyncIterator[Follower]:
         """Drive a run of this session. One that an error ends is settled before the session goes on: what it let go is
         in the journal, and would be let go once more by who looked only at what is remembered here.
 
@@ -325,7 +267,7 @@ class Desk:
         except LockstepError:
             return True
 
-    async def _mend_later(self, session: _Session) -> None:
+    async def _mend_later(self, session: Session) -> None:
         with session.in_use():
             for pause_s in chain(MEND_S, repeat(MEND_S[-1])):
                 await asyncio.sleep(pause_s)
@@ -334,7 +276,7 @@ class Desk:
                         await self._mend(session)
                     return
 
-    async def _mend(self, session: _Session) -> None:
+    async def _mend(self, session: Session) -> None:
         """Settle the runs of this session that broke off, as the next process would, and remember what they left.
 
         Raises:
@@ -347,7 +289,7 @@ class Desk:
                 raise RunError(_UNSETTLED.format(code=error.code)) from error
             session.broken.discard(run)
 
-    async def _mend_run(self, session: _Session, run: RunId) -> None:
+    async def _mend_run(self, session: Session, run: RunId) -> None:
         try:
             state = await read_state(self._journal, run)
         except RunError:  # nothing of it is recorded, so nothing was done
@@ -355,7 +297,7 @@ class Desk:
         if state.client and state.status is Status.RUNNING:
             state = await self._settled(state)
         acted = state.client and state.effects  # and so whoever asks the same again is owed what became of it
-        self._keep(session, _key_of(state) if acted else "", state, receipts=True, held=True)
+        self._sessions.keep(session, key_of(state) if acted else "", state, receipts=True, held=True)
 
     async def _settled(self, state: State) -> State:
         """A client's run that nobody drives any more: what it let go is asked after or in doubt; else it ends."""
@@ -364,7 +306,7 @@ class Desk:
             return await self._driver.resume(state.run, by="the gateway", follower=follower)
         return await cancel(self._journal, state.run, by="the gateway: it ended before the call was let go")
 
-    def _started(self, caller: Caller, session: _Session, words: str, asked: AskedCall | None) -> RunStarted:
+    def _started(self, caller: Caller, session: Session, words: str, asked: AskedCall | None) -> RunStarted:
         return replace(
             self._template,
             principal=caller.principal,
@@ -374,100 +316,7 @@ class Desk:
             client=caller.client if asked is not None else "",
         )
 
-    def _keep(self, session: _Session, key: str, state: State, *, receipts: bool, held: bool = False) -> None:
-        """Remember what a run leaves: its receipts, its part of the window, and by what was asked if it waits or its
-        result is held for whoever asks the same again."""
-        if receipts:
-            session.receipts = state.left.after(session.receipts)
-        session.pending.pop(key, None)
-        if key and (held or state.status is not Status.FINISHED):
-            session.pending[key] = state.run
-        new = all(run != state.run for run, _ in session.window)
-        if state.status is Status.FINISHED and new and self._is_remembered(state):
-            session.window.append((state.run, state.transcript.messages[state.history :]))
-            session.measure()
 
-    async def _session(self, caller: Caller) -> _Session:
-        """One object for a session, however it is come by: its locks are what keeps two from driving one run."""
-        async with self._opening:
-            name = await (self._theirs(caller) if caller.session else self._own_session(caller.principal))
-            key = (caller.principal, name)
-            if key not in self._sessions:
-                self._sessions[key] = await self._open(name, caller)
-            self._sessions.move_to_end(key)
-            self._make_room(key)
-            return self._sessions[key]
-
-    def _make_room(self, but: tuple[str, str]) -> None:
-        held = sum(each.held_bytes for each in self._sessions.values())
-        for key, session in list(self._sessions.items()):
-            if len(self._sessions) <= MAX_SESSIONS and held <= MAX_HELD_BYTES:
-                return
-            if session.busy or key == but:
-                continue
-            held -= self._sessions.pop(key).held_bytes
-            if self._own.get(key[0]) == key[1]:
-                del self._own[key[0]]
-
-    async def _theirs(self, caller: Caller) -> str:
-        """The session that this principal calls so. Where another was first to give one that name, whoever that is
-        neither keeps this one from its own nor is told of it: theirs has a name with a mark of the principal."""
-        plain, marked = caller.session, f"{caller.session}~{sha256(caller.principal.encode())[:12]}"
-        for name in (marked, plain):
-            if (caller.principal, name) in self._sessions:
-                return name
-        if await self._journal.runs(session=marked, limit=1):
-            return marked
-        first = next(iter(await self._journal.runs(session=plain, limit=1)), None)
-        held = any(name == plain for _, name in self._sessions)
-        return marked if held or (first is not None and first.principal != caller.principal) else plain
-
-    async def _own_session(self, principal: str) -> str:
-        """The session that this principal used last and did not name, while it is fresh; else a new one."""
-        known = self._sessions.get((principal, self._own.get(principal, "")))
-        if known is None or not (known.busy or time.monotonic() - known.used < SESSION_IDLE_S):
-            self._own[principal] = await self._own_recorded(principal) or new_token(_OWN)
-        return self._own[principal]
-
-    async def _own_recorded(self, principal: str) -> str:
-        for row in await self._journal.runs(principal=principal, agent=self.agent.name, limit=MAX_SESSIONS):
-            fresh = time.time() - row.last_at_ms / 1000 < SESSION_IDLE_S
-            if fresh and row.session.startswith(_OWN):
-                return row.session
-        return ""
-
-    async def _open(self, name: str, caller: Caller) -> _Session:
-        rows = await self._journal.runs(session=name)
-        if any((row.principal, row.agent) != (caller.principal, self.agent.name) for row in rows):
-            raise RunError("This session belongs to another agent, or to somebody else.", remedy="Begin another one.")
-        finished = [row.run for row in reversed(rows) if row.last in ENDED]
-        history = await read_history(self._journal, name, (), before=None, receipts=True)
-        session = _Session(name=name, receipts=dict(history.receipts), window=deque(maxlen=self.agent.window_runs))
-        for run in reversed(window(finished, _LOOKED_AT * self.agent.window_runs)):
-            if len(session.window) == self.agent.window_runs:
-                break
-            state = await read_state(self._journal, run)
-            if self._is_remembered(state):
-                session.window.appendleft((run, state.transcript.messages))
-        session.measure()
-        session.pending = await self._waiting(rows)
-        return session
-
-    def _is_remembered(self, state: State) -> bool:
-        """Whether a run has a place in the window: not the completions of what somebody types, one for each key."""
-        tool = self.agent.tools.get(state.calls[0].name) if state.client and state.calls else None
-        return tool is None or tool.method != COMPLETE
-
-    async def _waiting(self, rows: list[RunRow]) -> dict[str, RunId]:
-        pending = {}
-        for row in rows:
-            state = None if row.last in ENDED else await read_row(self._journal, row)
-            if isinstance(state, State) and state.status is Status.SUSPENDED:
-                pending[_key_of(state)] = row.run
-        return pending
-
-
-_OWN = "mcp-"
 _UNRECORDED = (
     "Nobody knows yet what became of this: its record could not be written ({code}). Ask for the same again to learn"
     " it; what was let go is not made twice."
@@ -479,32 +328,5 @@ _UNSETTLED = (
 _LET_GO = (Phase.INTENDED, Phase.NEEDS_INPUT, Phase.ANSWERED, Phase.DOUBTED)
 
 
-def _size(message: Message) -> int:
-    """About how much memory a message takes, in bytes."""
-    match message:
-        case AssistantMessage():
-            return len(message.text) + sum(len(call.arguments) for call in message.calls)
-        case ToolMessage():
-            return len(message.text) + sum(len(image.data) for image in message.images)
-        case _:
-            return len(message.text)
-
-
 def _goes_beside(tool: LockedTool) -> bool:
     return tool.effect is Effect.READ and not tool.once_only
-
-
-def _key_of(state: State) -> str:
-    if not state.client:
-        return _key("ask", state.input, None)
-    call = state.calls[0]
-    return _key("call", call.name, json.loads(call.arguments))
-
-
-def _key(kind: str, name: str, arguments: Json) -> str:
-    """The same for what is asked again word for word."""
-    asked: Json = [kind, name, {} if arguments is None else arguments]
-    try:
-        return digest_json(asked)
-    except ValueError:  # has no canonical form; the gate says so
-        return sha256(json.dumps(asked, sort_keys=True).encode())

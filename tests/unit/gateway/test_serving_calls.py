@@ -42,8 +42,9 @@ from lockstep.gateway.serving import configured, listen
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.kernel.state import Phase, Status
 from lockstep.runtime.answers import Answer, answer_approval, settle
-from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime.calling import Desk
 from lockstep.runtime.reading import doubts, read_run, read_state, verify_run
+from lockstep.runtime.sessions import Caller
 from lockstep.tools.port import Outcome, PermittedCall
 
 ERAS = pytest.mark.parametrize("era", ["2026-07-28", "legacy"])

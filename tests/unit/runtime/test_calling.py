@@ -30,9 +30,10 @@ from lockstep.errors import AgentStopped, RunError, StoreFull
 from lockstep.journal.sqlite import SQLiteJournal
 from lockstep.journal.stops import StopBook
 from lockstep.kernel.state import Phase, Status
-from lockstep.runtime import calling
-from lockstep.runtime.calling import Caller, Desk
+from lockstep.runtime import calling, sessions
+from lockstep.runtime.calling import Desk
 from lockstep.runtime.reading import doubts, unfinished
+from lockstep.runtime.sessions import Caller
 from lockstep.tools.port import Outcome, PermittedCall
 from lockstep.values import now_ms
 
@@ -96,7 +97,7 @@ def test_a_session_is_found_again_however_much_others_did_since(
             first = await world.desk.call(ADA, "book", BA1)
             for _ in range(4):
                 await world.desk.call(EVE, "look", {})
-        monkeypatch.setattr(calling, "MAX_SESSIONS", 3)
+        monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
         async with opened(tmp_path) as world:
             again = await world.desk.call(ADA, "book", BA1)
             assert again.calls[0].duplicate_of == f"{first.run}/1.0"
