@@ -44,8 +44,9 @@ DISCOVER_S = 5.0
 one that is waiting for its handshake."""
 LINGER_S = 0.05
 META = "io.modelcontextprotocol/"
-_ID_BITS = 52
-"""With one more a number that every reader of JSON holds exactly."""
+_ID_BITS = 30
+"""With one more a number that fits into 32 bits with a sign, which is what some servers hold an id in. Few guesses are
+listened to in one request."""
 TASKS = f"{META}tasks"
 """The extension by which a server may answer a call with a task."""
 LOG_LEVEL = f"{META}logLevel"
