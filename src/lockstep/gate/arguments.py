@@ -93,7 +93,7 @@ def _object(text: str) -> JsonObject:
         raise Malformed("the arguments must be a JSON object")
     if text.count("{") + text.count("[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise Malformed(f"the arguments are nested too deeply (more than {MAX_DEPTH} levels)")
-    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES and is_more(value, MAX_VALUES):
+    if text.count(",") + text.count("[") + text.count("{") >= MAX_VALUES // 2 and is_more(value, MAX_VALUES):
         raise Malformed(f"the arguments hold more than {MAX_VALUES} values")
     return value
 

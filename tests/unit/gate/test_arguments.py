@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lockstep.errors import ConfigError
-from lockstep.gate.arguments import MAX_BYTES, MAX_DEPTH, ArgumentChecker, Arguments, Malformed, read
+from lockstep.gate.arguments import MAX_BYTES, MAX_DEPTH, MAX_VALUES, ArgumentChecker, Arguments, Malformed, read
 
 SCHEMA = {
     "type": "object",
@@ -208,6 +208,15 @@ def test_a_schema_that_refers_beyond_itself_is_refused_and_nothing_is_fetched(re
     with pytest.raises(ConfigError, match="The input schema of tool 'book' is not usable") as caught:
         ArgumentChecker({"book": schema})
     assert "must stay inside" in caught.value.remedy
+
+
+@pytest.mark.parametrize("value", ["[]", "1", '"a,b[c{d"', "{}"])
+def test_values_are_counted_whatever_they_are_and_no_comma_in_a_text_is_one(value: str) -> None:
+    most = MAX_VALUES - 2  # with the object, and the list in it
+    text = '{"x": [%s]}'
+    assert read(text % ",".join([value] * most)).value
+    with pytest.raises(Malformed, match=f"more than {MAX_VALUES} values"):
+        read(text % ",".join([value] * (most + 1)))
 
 
 def test_a_schema_may_refer_to_its_own_definitions() -> None:
