@@ -24,7 +24,7 @@ from lockstep.agent.from_lock import locked_agent
 from lockstep.agent.load import load_spec
 from lockstep.agent.lock import to_text
 from lockstep.agent.locked import LockedAgent
-from lockstep.errors import ConfigError, LockstepError, RunError
+from lockstep.errors import ConfigError, LockstepError, RunError, StoreError
 from lockstep.gate.policy import Policies
 from lockstep.gateway.complaints import complaining, complaint
 from lockstep.gateway.connections import Connection
@@ -48,6 +48,8 @@ GRACE_S = 10.0
 """How long calls that are under way may take to end when the gateway is told to."""
 _FOR_CLIENTS = "An MCP client is what starts this command and speaks here; --http PORT serves many. Ctrl-D ends it."
 _LOOK_S = 0.5
+_RETRY_S = 5.0
+"""Before an answer that could not be recorded is tried again."""
 """How often answers that other processes left are looked for."""
 
 
@@ -225,16 +227,17 @@ async def _answers_taken(store: Store, journal: Journal, desk: Desk) -> AsyncIte
 
 
 async def _take_answers(inbox: Inbox, journal: Journal, desk: Desk) -> None:
-    going_on: set[asyncio.Task[None]] = set()
+    going_on: dict[str, asyncio.Task[None]] = {}
     while True:
-        for answer in inbox.take():
-            task = asyncio.create_task(_go_on(answer, journal, desk))
-            going_on.add(task)
-            task.add_done_callback(going_on.discard)
+        going_on = {approval: task for approval, task in going_on.items() if not task.done()}
+        for answer in inbox.left():
+            if answer.approval not in going_on:
+                going_on[answer.approval] = asyncio.create_task(_go_on(answer, inbox, journal, desk))
         await asyncio.sleep(_LOOK_S)
 
 
-async def _go_on(left: Answer, journal: Journal, desk: Desk) -> None:
+async def _go_on(left: Answer, inbox: Inbox, journal: Journal, desk: Desk) -> None:
+    """Record an answer, and have its run go on. It lies in the inbox until it is recorded."""
     try:
         if left.input:
             responses = json.loads(left.responses) if left.responses else None
@@ -243,10 +246,20 @@ async def _go_on(left: Answer, journal: Journal, desk: Desk) -> None:
         else:
             said = Said(given=left.given, by=left.by, because=left.because, login=left.login, digest=left.digest)
             state = await answer_approval(journal, left.approval, said, terms_now)
+        inbox.taken(left)
         with contextlib.suppress(RunError):  # the agent was stopped: the answer stands, and the run goes on later
             await desk.go_on(state.run, by=left.by, fetched=False)
+    except StoreError as error:
+        _say(f"the answer to {left.approval} is not recorded yet: {complaint(str(error))}")
+        await asyncio.sleep(_RETRY_S)
     except LockstepError as error:
-        print(f"lockstep: the answer to {left.approval} came to nothing: {complaint(str(error))}", file=sys.stderr)
+        inbox.taken(left)
+        _say(f"the answer to {left.approval} came to nothing: {complaint(str(error))}")
+
+
+def _say(what: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: no reason to do less
+        print(f"lockstep: {what}", file=sys.stderr, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

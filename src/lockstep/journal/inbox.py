@@ -58,20 +58,23 @@ class Inbox:
         draft.rename(self._directory / f"{answer.approval}.json")
         return True
 
-    def take(self) -> list[Answer]:
-        """What was left, taken away; a file that is none of ours is taken away and means nothing."""
+    def left(self) -> list[Answer]:
+        """What lies there until it is `taken`; a file that is none of ours is taken away and means nothing."""
         answers = []
         for path in sorted(self._directory.glob("*.json")):
-            text = path.read_text(errors="replace")
-            path.unlink()
             try:
-                said = json.loads(text)
-                answer = Answer(**said)
+                answer = Answer(**json.loads(path.read_text(errors="replace")))
             except (ValueError, TypeError):
-                continue
-            if answer.approval == path.stem and type(answer.given) is bool:
+                answer = None
+            if answer is not None and answer.approval == path.stem and type(answer.given) is bool:
                 answers.append(answer)
+            else:
+                path.unlink()
         return answers
+
+    def taken(self, answer: Answer) -> None:
+        """It is in the journal, or came to nothing: only now may it be forgotten here."""
+        (self._directory / f"{answer.approval}.json").unlink(missing_ok=True)
 
     def is_attended(self) -> bool:
         """Whether a process takes what is left here."""

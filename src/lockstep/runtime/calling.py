@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, repeat
@@ -140,15 +140,21 @@ class Desk:
     async def recover(self) -> None:
         """Settle what an earlier process left under way: an effect that was let go is in doubt, the rest ends.
 
-        Tasks that went on meanwhile are asked after beside what is served, and hold up only their own session.
+        Tasks that went on meanwhile are asked after beside what is served, and hold up only their own session. While
+        the agent is stopped nothing that was let go is asked after: its session waits for that until the agent goes on.
         """
+        stopped = self._journal.stop_of(self.agent.name) is not None
         for row in await self._journal.runs():
             if row.last in ENDED or row.agent != self.agent.name:
                 continue
             state = await read_row(self._journal, row)
             if isinstance(state, Unreadable) or not state.client or state.status is not Status.RUNNING:
                 continue
-            if any(call.phase in _LET_GO and call.kept_task for call in state.calls):
+            let_go = [call for call in state.calls if call.phase in _LET_GO]
+            if stopped and let_go:
+                whose = Caller(principal=state.principal, client=state.client, session=state.session)
+                self._broke(await self._sessions.of(whose), [row.run])
+            elif any(call.kept_task for call in let_go):
                 self._recovered[row.run] = follower = Follower()
                 self._beside(self._go_on(row.run, "the gateway", False, None, follower))
             else:
@@ -252,9 +258,7 @@ class Desk:
             yield replace(follower, began=began)
         except Exception as error:
             if driven:
-                session.broken.update(driven)
-                if session.mending is None or session.mending.done():
-                    session.mending = asyncio.create_task(self._mend_later(session))
+                self._broke(session, driven)
                 if isinstance(error, LockstepError) and await self._may_have_acted(driven[-1]):
                     raise RunError(_UNRECORDED.format(code=error.code)) from error
             raise
@@ -266,6 +270,12 @@ class Desk:
             return False  # not even its beginning is recorded
         except LockstepError:
             return True
+
+    def _broke(self, session: Session, runs: Iterable[RunId]) -> None:
+        """These runs of the session are to be settled before it goes on."""
+        session.broken.update(runs)
+        if session.mending is None or session.mending.done():
+            session.mending = asyncio.create_task(self._mend_later(session))
 
     async def _mend_later(self, session: Session) -> None:
         with session.in_use():

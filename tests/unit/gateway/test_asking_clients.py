@@ -17,6 +17,7 @@ from mcp import types as mcp_types
 from test_serving_calls import ADA, ERAS, World, meta, opened, run, text
 
 from lockstep.agent.budget import Budget, Limits
+from lockstep.errors import StoreFull
 from lockstep.gateway.principals import Principal
 from lockstep.journal.inbox import Answer, Inbox
 from lockstep.kernel.state import Status
@@ -149,9 +150,14 @@ def test_a_client_that_cannot_be_asked_leaves_it_to_a_person(tmp_path: Path, era
     run(work)
 
 
-def test_a_person_elsewhere_answers_while_the_gateway_serves(tmp_path: Path) -> None:
+def test_a_person_elsewhere_answers_while_the_gateway_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `lockstep answer` leaves beside the store, as `_answers_taken` takes it."""
     from lockstep.gateway import serving
+
+    monkeypatch.setattr(serving, "_RETRY_S", 0.0)
+
+    async def fails(*_: Any) -> None:
+        raise StoreFull("no space")
 
     async def work() -> None:
         async with opened(tmp_path, AGENT, book=rounds({"who": FORM})) as world, world.client("legacy") as caller:
@@ -160,8 +166,13 @@ def test_a_person_elsewhere_answers_while_the_gateway_serves(tmp_path: Path) -> 
             inbox.attend()
             said = json.dumps({"who": {"action": "decline"}})
             assert inbox.leave(Answer(approval=name, given=False, by="grace", input=True, responses=said))
-            for left in inbox.take():
-                await serving._go_on(left, world.journal, world.desk)
+            (left,) = inbox.left()
+            with monkeypatch.context() as full:
+                full.setattr(serving, "answer_input", fails)
+                await serving._go_on(left, inbox, world.journal, world.desk)
+            assert inbox.left() == [left], "an answer that is not in the journal was forgotten"
+            await serving._go_on(left, inbox, world.journal, world.desk)
+            assert inbox.left() == []
             inbox.close()
             assert json.loads(text(await caller.call_tool("book", BA1))) == {"who": {"action": "decline"}}
 

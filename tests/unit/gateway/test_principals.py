@@ -111,8 +111,10 @@ def test_an_answer_is_left_only_where_somebody_takes_it(tmp_path: Path) -> None:
     assert not Inbox(tmp_path).leave(Answer(approval="../../x", given=True, by="mallory"))
     (tmp_path / "answers/a9.json").write_text("{")
     (tmp_path / "answers/a8.json").write_text('{"approval": "a7", "given": true, "by": "x"}')
-    assert attended.take() == [answer]
-    assert attended.take() == []
+    assert attended.left() == attended.left() == [answer]
+    attended.taken(answer)
+    assert attended.left() == []
+    assert list((tmp_path / "answers").glob("*.json")) == []
     attended.close()
     assert not Inbox(tmp_path).leave(answer)
 

@@ -241,6 +241,33 @@ def test_a_run_of_the_agent_that_broke_off_leaves_its_session_what_it_let_go(tmp
     run(work)
 
 
+def test_a_gateway_that_begins_while_its_agent_is_stopped_settles_what_was_let_go_once_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    class Killed(BaseException):
+        """The process died here."""
+
+    def dies(call: PermittedCall) -> Outcome:
+        raise Killed
+
+    async def work() -> None:
+        async with opened(tmp_path, book=dies) as world:
+            with pytest.raises(Killed):
+                await world.desk.call(ADA, "book", BA1)
+            world.stops.stop("traveller", by="ada", because="", at_ms=now_ms())
+        async with opened(tmp_path) as world:
+            await world.desk.recover()
+            with pytest.raises(AgentStopped):
+                await world.desk.call(ADA, "book", BA1)
+            world.stops.start("traveller", by="ada", because="", at_ms=now_ms())
+            assert await doubts(world.journal) == []
+            told = await world.desk.call(ADA, "book", {**BA1, "seat": "3A"})
+            assert (told.calls[0].outcome, world.tools.count("book")) == ("in_doubt", 0)
+            assert len(await doubts(world.journal)) == 1
+
+    run(work)
+
+
 # --- runs of one session that wait beside one another ---
 
 
