@@ -75,7 +75,7 @@ def test_what_was_said_before_it_became_a_task_is_not_said_to_the_task() -> None
     run.says(ASKED, GIVEN, intended("1.0"), BEGUN)
     goes_on = round_of(run.call("1.0"))
     assert goes_on is not None
-    assert (goes_on.responses, goes_on.state, goes_on.number) == ({}, None, 1)
+    assert (goes_on.responses, goes_on.state) == ({}, None)
 
 
 def test_a_read_that_was_answered_and_became_a_task_goes_on() -> None:
