@@ -23,7 +23,7 @@ UPGRADE ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-emulated test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
+.PHONY: help setup demo test test-slow test-nested check bench bench-sandboxes bench-gate bench-gateway airline duplicates
 .PHONY: bench-mcp injections hostile conformance adapters relock clean
 
 help:  ## this list
@@ -40,9 +40,9 @@ test:  ## the tests; TESTS=tests/unit narrows
 	@$(PYTHON) scripts/setup.py --dev
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(RERUNS) $(TESTS)
 
-test-emulated:  ## the sandbox contract and hostile code in microVMs that are emulated in software
+test-slow:  ## sandboxes in emulated microVMs and without root, and more recorded conversations
 	@$(PYTHON) scripts/setup.py --dev
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 -raR -m emulated tests/contract tests/security
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 -raR -m slow tests/contract tests/security tests/scenario/test_airline.py
 
 test-nested:  ## the microVM tier on the real Firecracker, in an emulated machine; FIRECRACKER_BIN=file
 	@$(PYTHON) scripts/setup.py --dev

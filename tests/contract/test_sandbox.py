@@ -88,7 +88,7 @@ def emulated(state_dir: Path) -> Backend:
 BACKENDS = [
     pytest.param(gvisor, id="gvisor"),
     pytest.param(bubblewrap, id="bubblewrap"),
-    pytest.param(emulated, id="emulated", marks=pytest.mark.emulated),
+    pytest.param(emulated, id="emulated", marks=pytest.mark.slow),
 ]
 
 
@@ -996,6 +996,7 @@ def test_without_any_python_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch
 # Without root
 
 
+@pytest.mark.slow
 def test_the_suite_holds_without_root(tmp_path_factory: pytest.TempPathFactory) -> None:
     needs_runsc()
     setpriv = shutil.which("setpriv")

@@ -28,10 +28,14 @@ pytestmark = [
 @pytest.mark.parametrize(
     ("arguments", "counted"),
     [
-        (("--isolation", "process", "--limit", "20"), "results 153/153, states 20/20, runs 157"),
-        (("--limit", "4"), "results 35/35, states 4/4, runs 26"),
-    ],
-    ids=["twenty in the quickest sandboxes", "four in gVisor"],  # `make airline` replays all of them in gVisor
+        pytest.param(
+            ("--isolation", "process", "--limit", "20"),
+            "results 153/153, states 20/20, runs 157",
+            id="twenty in the quickest sandboxes",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("--limit", "4"), "results 35/35, states 4/4, runs 26", id="four in gVisor"),
+    ],  # `make airline` replays all of them in gVisor
 )
 def test_recorded_conversations_replay_with_equal_results_and_states(arguments: tuple[str, ...], counted: str) -> None:
     done = _replay("--recording", str(RECORDING), "--world", str(WORLD), *arguments, timeout_s=800)
