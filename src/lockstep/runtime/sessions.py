@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -63,7 +63,14 @@ class Session:
     """About what its window takes."""
 
     def measure(self) -> None:
-        self.held_bytes = sum(_size(message) for _, messages in self.window for message in messages)
+        self.held_bytes = sum(_size(messages) for _, messages in self.window)
+
+    def remember(self, run: RunId, messages: tuple[Message, ...]) -> None:
+        """The newest run of its window, whose oldest makes way."""
+        if self.window.maxlen:
+            gone = _size(self.window[0][1]) if len(self.window) == self.window.maxlen else 0
+            self.window.append((run, messages))
+            self.held_bytes += _size(messages) - gone
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -125,11 +132,12 @@ class Sessions:
             session.pending[key] = state.run
         new = all(run != state.run for run, _ in session.window)
         if state.status is Status.FINISHED and new and self._is_remembered(state):
-            session.window.append((state.run, state.transcript.messages[state.history :]))
-            session.measure()
+            session.remember(state.run, state.transcript.messages[state.history :])
 
     def _make_room(self, but: tuple[str, str]) -> None:
         held = sum(each.held_bytes for each in self._sessions.values())
+        if len(self._sessions) <= MAX_SESSIONS and held <= MAX_HELD_BYTES:
+            return
         for key, session in list(self._sessions.items()):
             if len(self._sessions) <= MAX_SESSIONS and held <= MAX_HELD_BYTES:
                 return
@@ -214,12 +222,13 @@ def key_for(kind: str, name: str, arguments: Json) -> str:
         return sha256(json.dumps(asked, sort_keys=True).encode())
 
 
-def _size(message: Message) -> int:
-    """About how much memory a message takes, in bytes."""
-    match message:
-        case AssistantMessage():
-            return len(message.text) + sum(len(call.arguments) for call in message.calls)
-        case ToolMessage():
-            return len(message.text) + sum(len(image.data) for image in message.images)
-        case _:
-            return len(message.text)
+def _size(messages: Iterable[Message]) -> int:
+    """About how much memory messages take, in bytes."""
+    size = 0
+    for message in messages:
+        size += len(message.text)
+        if isinstance(message, AssistantMessage):
+            size += sum(len(call.arguments) for call in message.calls)
+        elif isinstance(message, ToolMessage):
+            size += sum(len(image.data) for image in message.images)
+    return size
