@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,27 @@ def test_an_answer_that_nobody_takes_is_not_kept(tmp_path: Path) -> None:
     run(work)
 
 
+def once_set(goes_on: asyncio.Event) -> Callable[[PermittedCall], Awaitable[Outcome]]:
+    """A tool that is done once this is set."""
+
+    async def behave(call: PermittedCall) -> Outcome:
+        await goes_on.wait()
+        return ok("seen")
+
+    return behave
+
+
 def test_connections_that_ask_nothing_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "room", lambda: 8)
     goes_on = asyncio.Event()
 
-    async def look(call: PermittedCall) -> Outcome:
-        await goes_on.wait()
-        return ok("seen")
-
     async def work() -> None:
         body = frame("tools/call", {"name": "look", "arguments": {}})
-        async with opened(tmp_path, look=look) as world, http(world) as url, contextlib.AsyncExitStack() as stack:
+        async with (
+            opened(tmp_path, look=once_set(goes_on)) as world,
+            http(world) as url,
+            contextlib.AsyncExitStack() as stack,
+        ):
             reader, _ = await stack.enter_async_context(line(url, head(body, "tools/call", "look"), body))
             while not world.tools.calls:  # noqa: ASYNC110 - a counter
                 await asyncio.sleep(0.01)
@@ -270,13 +280,9 @@ def test_requests_of_one_principal_at_once_are_bounded(tmp_path: Path, monkeypat
     monkeypatch.setattr(shares, "AT_ONCE", 2)
     goes_on = asyncio.Event()
 
-    async def look(call: PermittedCall) -> Outcome:
-        await goes_on.wait()
-        return ok("seen")
-
     async def work() -> None:
         body = frame("tools/call", {"name": "look", "arguments": {}})
-        async with opened(tmp_path, look=look) as world, http(world) as url, httpx.AsyncClient() as raw:
+        async with opened(tmp_path, look=once_set(goes_on)) as world, http(world) as url, httpx.AsyncClient() as raw:
             said = (head(body, "tools/call", "look", "eve"), body)
             async with line(url, *said) as (one, _), line(url, *said):
                 while len(world.tools.calls) < 2:  # noqa: ASYNC110 - a counter

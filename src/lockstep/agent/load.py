@@ -74,11 +74,9 @@ def _sentence(path: Path, lines: Mapping[Where, int], detail: ErrorDetails) -> s
         return f"{place}: `{key}` is missing. Add it."
     if kind == "value_error":
         return f"{place}: `{key}` {detail['msg'].removeprefix('Value error, ')}."
-    rule = (
-        _PATTERNS.get(tuple(part for part in where if isinstance(part, str)), "")
-        if kind == "string_pattern_mismatch"
-        else ""
-    )
+    rule = ""
+    if kind == "string_pattern_mismatch":
+        rule = _PATTERNS.get(tuple(part for part in where if isinstance(part, str)), "")
     if kind == "tuple_type" and isinstance(given, str):
         rule = "it must be a list, in square brackets, each text of it in quotes"
     rule = rule or (detail["msg"][:1].lower() + detail["msg"][1:]).replace("tuple", "list")

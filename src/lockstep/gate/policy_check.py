@@ -83,13 +83,9 @@ class Findings:
         for text in messages:
             if match := _UNKNOWN_ACTION.fullmatch(text):
                 close = difflib.get_close_matches(match[1], self.contexts, n=1)
-                hint = (
-                    f" (did you mean `{close[0]}`?)"
-                    if close
-                    else f"; it has {_listed(sorted(self.contexts))}"
-                    if self.contexts
-                    else ""
-                )
+                hint = f"; it has {_listed(sorted(self.contexts))}" if self.contexts else ""
+                if close:
+                    hint = f" (did you mean `{close[0]}`?)"
                 yield f"names the tool `{match[1]}`, which the agent does not have{hint}"
             elif text.startswith("unable to find an applicable action"):
                 if len(messages) == 1 and self.contexts:

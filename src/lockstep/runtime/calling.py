@@ -103,12 +103,11 @@ class Desk:
             RunError: it has finished.
         """
         state = await read_state(self._journal, run)
-        session = await self._sessions.of(Caller(principal=state.principal, client=state.client, session=state.session))
+        session = await self._sessions.of_run(state)
         with session.in_use():
             async with session.effects:
                 state = await cancel(self._journal, run, by=by)
-                key = next((key for key, waits in session.pending.items() if waits == run), "")
-                self._sessions.keep(session, key, state, receipts=True)
+                self._sessions.keep(session, session.key_of(run), state, receipts=True)
                 return state
 
     def break_off(self, run: RunId) -> None:
@@ -152,8 +151,7 @@ class Desk:
                 continue
             let_go = [call for call in state.calls if call.phase in _LET_GO]
             if stopped and let_go:
-                whose = Caller(principal=state.principal, client=state.client, session=state.session)
-                self._broke(await self._sessions.of(whose), [row.run])
+                self._broke(await self._sessions.of_run(state), [row.run])
             elif any(call.kept_task for call in let_go):
                 self._recovered[row.run] = follower = Follower()
                 self._beside(self._go_on(row.run, "the gateway", False, None, follower))
@@ -231,13 +229,12 @@ class Desk:
         self, run: RunId, by: str, fetched: bool, attendant: Attendant | None, follower: Follower
     ) -> State:
         state = await read_state(self._journal, run)
-        session = await self._sessions.of(Caller(principal=state.principal, client=state.client, session=state.session))
+        session = await self._sessions.of_run(state)
         with session.in_use():
             async with session.effects:
                 async with self._driving(session, follower) as heard:
                     state = await self._driver.resume(run, by=by, attendant=attendant, follower=heard)
-                key = next((key for key, waits in session.pending.items() if waits == run), "")
-                self._sessions.keep(session, key, state, receipts=True, held=not fetched)
+                self._sessions.keep(session, session.key_of(run), state, receipts=True, held=not fetched)
                 return state
 
     @asynccontextmanager
@@ -292,7 +289,8 @@ class Desk:
         Raises:
             RunError: the store fails still, or what one did cannot be read: the session does not go on.
         """
-        for run in sorted(session.broken):
+        while session.broken:
+            run = min(session.broken)
             try:
                 await self._mend_run(session, run)
             except StoreError as error:

@@ -82,6 +82,10 @@ class Session:
             self.busy -= 1
             self.used = time.monotonic()
 
+    def key_of(self, run: RunId) -> str:
+        """By what was asked, where this run waits; "" for any other."""
+        return next((key for key, waits in self.pending.items() if waits == run), "")
+
     def history(self) -> History:
         messages = tuple(message for _, messages in self.window for message in messages)
         return History(messages=messages, receipts=self.receipts, emitted={})
@@ -113,6 +117,10 @@ class Sessions:
             self._sessions.move_to_end(key)
             self._make_room(key)
             return self._sessions[key]
+
+    async def of_run(self, state: State) -> Session:
+        """The session of a client's run. Raises as `of`."""
+        return await self.of(Caller(principal=state.principal, client=state.client, session=state.session))
 
     def held(self, principal: str, name: str) -> Session | None:
         """The session, where it is in memory."""
